@@ -106,6 +106,7 @@ func TestTransferArrivesWholeAndIsCounted(t *testing.T) {
 func TestNthPacketIsDroppedExactly(t *testing.T) {
 	ctx := bounded(t)
 	l := ForTest(t, Options{NoOffload: true})
+	require.NoError(t, l.A.Sysctl("ipv4/tcp_early_retrans", "0")) // no tail loss probes
 	require.NoError(t, l.ToB.Drop(20, 40))
 	before := snmp(t, l.A)
 	_, err := l.Transfer(ctx, Transfer{Bytes: 1 << 20, Congestion: "reno"})
@@ -113,7 +114,8 @@ func TestNthPacketIsDroppedExactly(t *testing.T) {
 	require.NoError(t, l.A.Quiet(ctx))
 	c, err := l.ToB.In()
 	require.NoError(t, err)
-	require.EqualValues(t, 2, snmp(t, l.A).Sub(before)["TcpRetransSegs"])
+	d := snmp(t, l.A).Sub(before)
+	require.EqualValues(t, 2, d["TcpRetransSegs"]-d["TcpExtTCPDSACKRecv"], "a busy machine may add needless ones, which DSACKs tell")
 	require.EqualValues(t, 2, c.Dropped)
 	require.EqualValues(t, 2, c.DroppedSegs)
 	require.EqualValues(t, 2*1448, c.DroppedLoad)
