@@ -341,5 +341,10 @@ func Skip(t TB, reason error) {
 		t.Fatalf("%v (TCBEE_REQUIRE_BPF=1 forbids to skip)", reason)
 		return
 	}
+	var h interface{ Hint() string }
+	if errors.As(reason, &h) && h.Hint() != "" {
+		t.Skipf("%v (%s)", reason, h.Hint())
+		return
+	}
 	t.Skipf("%v", reason)
 }

@@ -60,8 +60,14 @@ func newNamespace(label, name string) (*Namespace, error) {
 	}
 	// From here on the thread may be in the new namespace. One that cannot return must not
 	// be used for anything else: it stays locked and ends with its goroutine.
-	if back := netns.Set(orig); back != nil {
-		return nil, errors.Join(err, fmt.Errorf("return from the new namespace: %w", back))
+	now, get := netns.Get()
+	if get == nil {
+		defer now.Close()
+	}
+	if get != nil || !now.Equal(orig) {
+		if back := netns.Set(orig); back != nil {
+			return nil, errors.Join(err, fmt.Errorf("return from the new namespace: %w", back))
+		}
 	}
 	runtime.UnlockOSThread()
 	if err != nil {
