@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+# Targets and what they do are printed by a bare `make`. Needed are Go and make; where a target needs
+# more, its line says so.
+
+GO        ?= go
+BIN       := bin/tcbee-export
+VERSION   := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+TOOLS     := internal/tools/go.mod
+TOOL      := $(GO) tool -modfile=$(TOOLS)
+CLANG     ?= clang-19
+STRIP     ?= llvm-strip-19
+BENCH     ?= .
+BENCHTIME ?= 1s
+BENCHPKG  ?= ./...
+COUNT     ?= 1
+FUZZTIME  ?= 30s
+PKG       ?= ./...
+TESTFLAGS ?=
+
+# Nothing here needs a C compiler, but for the race detector.
+export CGO_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-race bench generate lint fmt otelcol otelcol-smoke cover fuzz clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/tcbee-export
+	@mkdir -p $(dir $(BIN))
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN) ./cmd/tcbee-export
+
+demo: build ## a lossy link, a transfer over it, and its metrics, live (root; without, a recorded one is shown)
+	./$(BIN) demo
+
+test: ## all tests; as root also those that load programs into the kernel
+	$(GO) test -timeout 20m $(TESTFLAGS) $(PKG)
+
+test-race: ## all tests under the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -timeout 30m $(TESTFLAGS) $(PKG)
+
+bench: ## run the benchmarks; their figures also go to bench.json (BENCH=regexp BENCHTIME=1s COUNT=1 BENCHPKG=./...)
+	$(GO) run ./internal/benchjson -o bench.json $(GO) test -timeout 60m -run '^$$' -bench '$(BENCH)' \
+		-benchmem -benchtime $(BENCHTIME) -count $(COUNT) -p 1 $(BENCHPKG)
+
+fuzz: ## fuzz every decoder for FUZZTIME=30s each
+	@set -e; for pkg in $$($(GO) list $(PKG)); do \
+		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "== $$pkg $$f"; \
+			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+cover: ## test coverage: the sum, and coverage.html
+	$(GO) test -timeout 20m -coverprofile=coverage.out -coverpkg=./... $(PKG)
+	$(GO) tool cover -html=coverage.out -o coverage.html
+	$(GO) tool cover -func=coverage.out | tail -n 1
+
+generate: ## compile the kernel programs and write generated code (needs clang-19 and llvm-19)
+	@for tool in $(CLANG) $(STRIP); do command -v $$tool >/dev/null || { \
+		echo "make generate: $$tool is not installed; on Debian: apt-get install clang-19 llvm-19 libbpf-dev" >&2; exit 1; }; done
+	BPF2GO_CC=$(CLANG) BPF2GO_STRIP=$(STRIP) $(GO) generate ./...
+
+lint: ## run the linters, import rules included
+	$(TOOL) golangci-lint run
+
+fmt: ## format Go code
+	$(TOOL) golangci-lint fmt
+
+clean: ## remove what was built
+	rm -rf bin _build bench.json coverage.out coverage.html
