@@ -1,0 +1,484 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package spool
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	badger "github.com/dgraph-io/badger/v4"
+)
+
+// ReadOptions say how a spool is read. The zero value is right for a spool that is not encrypted.
+type ReadOptions struct {
+	Encryption Encryption   // where the key of an encrypted spool is
+	Log        *slog.Logger // nil: no log
+
+	// NoRotate leaves a living recorder alone: only segments that are closed already are read.
+	NoRotate bool
+}
+
+// A Reader reads the blocks of a spool in the order of their IDs. Any number of Readers, in any number of processes, may read a spool, also
+// while it is recorded: they never hold the recorder up. A Reader is used by one goroutine at a time.
+type Reader struct {
+	dir  string
+	lone bool // dir is a single segment
+	key  []byte
+	log  *slog.Logger
+	opts ReadOptions
+
+	segs    []SegmentInfo // in the order of their numbers
+	notices []error
+	at      int  // the segment that is read
+	next    ID   // the block that is read next, if it is there
+	strict  bool // that next is not there is damage: a block before it was asked for
+	closed  bool
+
+	db    *badger.DB // of the segment at, nil if it is not open
+	txn   *badger.Txn
+	short error // why the segment's value log cannot be whole
+	leaky bool  // a fault left Badger's locks as they were: closing it would wait for ever
+	key8  [8]byte
+
+	buf  []byte // the block that was read last
+	held bool   // buf holds the block next, found behind damage
+}
+
+// Open opens a spool for reading, from its first block on. dir may also be a single segment that was copied out of a spool. If the spool
+// is being recorded, the recorder is asked to end its segment, so that everything up to a second before the call can be read; if its recorder
+// died, what it left open is recovered. The context bounds only the opening.
+func Open(ctx context.Context, dir string, opts ReadOptions) (*Reader, error) {
+	r := &Reader{dir: dir, opts: opts, log: opts.Log}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if r.key, err = opts.Encryption.Key(); err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(filepath.Join(dir, sidecarName)); err == nil {
+		r.lone = true
+	} else if _, err := readSpoolFile(dir); err != nil {
+		return nil, err
+	}
+	if err := r.Refresh(ctx); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Refresh looks for blocks that have come since, as Open does. Reading goes on where it was.
+func (r *Reader) Refresh(ctx context.Context) error {
+	if r.closed {
+		return ErrClosed
+	}
+	r.notices = nil
+	if r.lone {
+		return r.loadLone()
+	}
+	live, err := r.rotate(ctx)
+	if err != nil {
+		return err
+	}
+	segs, open, err := r.load()
+	if err == nil && !live && len(open) > 0 {
+		if err := r.recover(ctx, open); err != nil {
+			return err
+		}
+		segs, open, err = r.load()
+	}
+	if err != nil {
+		return err
+	}
+	if !live {
+		segs = append(segs, open...)
+		slices.SortFunc(segs, func(a, b SegmentInfo) int { return int(int64(a.Number - b.Number)) })
+	}
+	r.take(segs)
+	return nil
+}
+
+// take replaces the list of segments and keeps the place.
+func (r *Reader) take(segs []SegmentInfo) {
+	var current uint64
+	if r.at < len(r.segs) {
+		current = r.segs[r.at].Number
+	} else if len(r.segs) > 0 {
+		current = r.segs[len(r.segs)-1].Number + 1
+	}
+	at := 0
+	for at < len(segs) && segs[at].Number < current {
+		at++
+	}
+	if r.db != nil && (at >= len(segs) || segs[at].Number != current) {
+		// It was removed while it was open. It can still be read to its end.
+		segs = slices.Insert(segs, at, r.segs[r.at])
+	}
+	r.segs, r.at = segs, at
+}
+
+func (r *Reader) loadLone() error {
+	si, err := readSidecar(r.dir)
+	if err != nil {
+		return err
+	}
+	if si.State != StateClosed {
+		return withHint(fmt.Errorf("%s: %w", r.dir, ErrUnclosed), "open the whole spool instead, or its recorder once more: that closes the segment")
+	}
+	if si.Device, err = diskUse(r.dir); err != nil {
+		return err
+	}
+	r.segs = []SegmentInfo{si}
+	return nil
+}
+
+// rotate asks a living recorder to end its segment, and tells whether there is one.
+func (r *Reader) rotate(ctx context.Context) (live bool, err error) {
+	for {
+		held, h, err := lockHeld(r.dir)
+		if err != nil || !held {
+			if errors.Is(err, fs.ErrPermission) {
+				// What is closed can be read without the lock.
+				r.notice(fmt.Errorf("%s: %w: it is not known whether the spool is being recorded", filepath.Join(r.dir, lockName), fs.ErrPermission))
+				return true, nil
+			}
+			return false, err
+		}
+		if h.Role == roleRecover { // another reader, for a moment
+			select {
+			case <-ctx.Done():
+				return false, ctx.Err()
+			case <-time.After(10 * time.Millisecond):
+			}
+			continue
+		}
+		if r.opts.NoRotate {
+			return true, nil
+		}
+		if _, err := ask(ctx, r.dir, opRotate); err != nil {
+			if ctx.Err() != nil {
+				return true, ctx.Err()
+			}
+			if again, _, _ := lockHeld(r.dir); !again {
+				continue // it ended meanwhile
+			}
+			r.notice(fmt.Errorf("%s: the recorder (pid %d) did not end its segment, the newest blocks are not seen: %w", r.dir, h.PID, err))
+		}
+		return true, nil
+	}
+}
+
+func (r *Reader) notice(err error) {
+	r.notices = append(r.notices, err)
+	r.log.Warn("spool: not everything is seen", "dir", r.dir, "error", err)
+}
+
+// Notices tells what hindered the last Open or Refresh without making reading impossible: a recorder that does not answer.
+func (r *Reader) Notices() []error { return r.notices }
+
+// load lists the segments that can be read, and those that a recorder has open or left open.
+func (r *Reader) load() (segs, open []SegmentInfo, err error) {
+	numbers, err := listSegments(r.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, n := range numbers {
+		path := segmentDir(r.dir, n)
+		si, err := readSidecar(path)
+		switch {
+		case err == nil && si.State == StateClosed:
+			if si.Device, err = diskUse(path); err != nil {
+				return nil, nil, err
+			}
+			segs = append(segs, si)
+		case err == nil && si.State == StatePrepared:
+		case err == nil:
+			si.Err = ErrUnclosed
+			open = append(open, si)
+		default:
+			if _, serr := os.Stat(path); errors.Is(serr, fs.ErrNotExist) {
+				continue // removed by retention just now
+			}
+			si.Number, si.Dir, si.Err = n, path, err
+			if errors.Is(err, ErrVersion) || errors.Is(err, fs.ErrPermission) {
+				segs = append(segs, si)
+			} else {
+				open = append(open, si)
+			}
+		}
+	}
+	return segs, open, nil
+}
+
+// recover closes what a dead recorder left open. What cannot be recovered gets its reason.
+func (r *Reader) recover(ctx context.Context, open []SegmentInfo) error {
+	lock, err := takeLock(r.dir, roleRecover)
+	switch {
+	case errors.Is(err, ErrLocked):
+		return nil // a recorder has come: it recovers them
+	case err != nil:
+		for i := range open {
+			open[i].Err = writeAccess(err)
+		}
+		return nil
+	}
+	defer func() { _ = lock.release() }()
+	for i := range open {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if _, err := recoverSegment(open[i].Dir, open[i].Number, r.key, r.log); err != nil {
+			open[i].Err = err
+		}
+	}
+	return nil
+}
+
+// Next returns the next block and its ID. The block is valid until the next call. At the end of what was there when the
+// spool was opened, or refreshed last, the error is io.EOF. A *DamageError tells of blocks that cannot be read; the next call goes on behind
+// them. Other errors are final. (BenchmarkRead measures it.)
+func (r *Reader) Next(ctx context.Context) (ID, []byte, error) {
+	if r.closed {
+		return 0, nil, ErrClosed
+	}
+	if r.held {
+		r.held = false
+		r.next++
+		return r.next - 1, r.buf, nil
+	}
+	for r.at < len(r.segs) {
+		if err := ctx.Err(); err != nil {
+			return 0, nil, err
+		}
+		si := &r.segs[r.at]
+		if r.db == nil {
+			if err := r.enter(si); err != nil {
+				return 0, nil, err
+			}
+			if r.db == nil {
+				r.at++
+				continue
+			}
+		}
+		if r.next > si.Last {
+			r.leave()
+			r.at++
+			continue
+		}
+		r.strict = true
+		err := r.get(r.next)
+		if err == nil {
+			r.next++
+			return r.next - 1, r.buf, nil
+		}
+		return 0, nil, r.skip(ctx, si, err)
+	}
+	return 0, nil, io.EOF
+}
+
+// enter opens the segment, unless there is nothing left to read in it.
+func (r *Reader) enter(si *SegmentInfo) error {
+	if si.Err != nil {
+		d := &DamageError{Segment: si.Number, First: max(r.next, si.First), Last: si.Last, Err: si.Err}
+		if si.State != StateClosed { // its sidecar does not know its end
+			d.Last = 0
+			if r.at+1 < len(r.segs) && r.segs[r.at+1].First > 0 {
+				d.Last = r.segs[r.at+1].First - 1
+			}
+		}
+		if d.Last > 0 && d.Last < d.First {
+			return nil
+		}
+		r.at++
+		r.next = max(r.next, d.Last+1)
+		return d
+	}
+	if r.next < si.First {
+		hole := &DamageError{First: r.next, Last: si.First - 1, Err: r.missing()}
+		r.next = si.First
+		if r.strict {
+			return hole
+		}
+	}
+	if r.next > si.Last {
+		return nil
+	}
+	err := r.openSegment(si)
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, ErrKey) {
+		return err // the same for all segments, and nothing is damaged
+	}
+	if _, serr := os.Stat(si.Dir); errors.Is(serr, fs.ErrNotExist) {
+		err = ErrRemoved
+	}
+	d := &DamageError{Segment: si.Number, First: r.next, Last: si.Last, Err: err}
+	r.next, r.strict = si.Last+1, true
+	r.at++
+	return d
+}
+
+// missing says why there are no blocks before the present segment.
+func (r *Reader) missing() error {
+	if r.at == 0 {
+		return ErrRemoved
+	}
+	return fmt.Errorf("missing between segments %08d and %08d: %w", r.segs[r.at-1].Number, r.segs[r.at].Number, fs.ErrNotExist)
+}
+
+func (r *Reader) openSegment(si *SegmentInfo) error {
+	short, err := checkFiles(*si)
+	if err != nil {
+		return err
+	}
+	o := badgerOptions(si.Dir, 0, r.key, r.log)
+	o.ReadOnly = true
+	db, err := openBadger(o)
+	if err != nil {
+		return err
+	}
+	r.db, r.txn, r.short, r.leaky = db, db.NewTransaction(false), short, false
+	return nil
+}
+
+func (r *Reader) leave() {
+	if r.db == nil {
+		return
+	}
+	r.txn.Discard()
+	if !r.leaky {
+		_ = guard(r.db.Close)
+	}
+	r.db, r.txn, r.short, r.held = nil, nil, nil, false
+}
+
+// get reads the block into buf.
+func (r *Reader) get(id ID) error {
+	err := guard(func() error {
+		item, err := r.txn.Get(blockKey(&r.key8, id))
+		if err != nil {
+			return err
+		}
+		return item.Value(func(v []byte) error {
+			r.buf = append(r.buf[:0], v...)
+			return nil
+		})
+	})
+	var f *fault
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &f):
+		r.leaky = true
+		return err
+	case errors.Is(err, badger.ErrKeyNotFound):
+		return errors.New("missing in the segment")
+	case r.short != nil:
+		return r.short
+	default:
+		return fmt.Errorf("damaged: %w", err)
+	}
+}
+
+// skip finds the next block that can be read, and tells what lies before it.
+func (r *Reader) skip(ctx context.Context, si *SegmentInfo, err error) error {
+	d := &DamageError{Segment: si.Number, First: r.next, Last: si.Last, Err: err}
+	for id := r.next + 1; id <= si.Last; id++ {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if r.get(id) == nil {
+			d.Last, r.held = id-1, true
+			break
+		}
+	}
+	r.next = d.Last + 1
+	return d
+}
+
+// Seek makes the block id the next one that is read. If it is not there any more, Next first tells so by a *DamageError, and goes on with the
+// oldest one; Seek(0) goes to the oldest block without that. An ID behind the end is the end.
+func (r *Reader) Seek(id ID) error {
+	if r.closed {
+		return ErrClosed
+	}
+	r.leave()
+	r.held = false
+	r.at, r.next, r.strict = 0, id, id > 0
+	for r.at < len(r.segs) && r.segs[r.at].State == StateClosed && r.segs[r.at].Last < id {
+		r.at++
+	}
+	return nil
+}
+
+// Segments describes the segments, the oldest first. Err is set where one cannot be read. The slice is the caller's.
+func (r *Reader) Segments() []SegmentInfo {
+	for i := range r.segs {
+		if si := &r.segs[i]; si.Encrypted && si.Meta == nil && si.Err == nil && r.key != nil {
+			r.loadMeta(si)
+		}
+	}
+	return slices.Clone(r.segs)
+}
+
+// loadMeta reads the metadata that lies inside an encrypted segment.
+func (r *Reader) loadMeta(si *SegmentInfo) {
+	o := badgerOptions(si.Dir, 0, r.key, r.log)
+	o.ReadOnly = true
+	if _, err := checkFiles(*si); err != nil {
+		return
+	}
+	db, err := openBadger(o)
+	if err != nil {
+		return
+	}
+	var meta Meta
+	err = guard(func() error {
+		return db.View(func(txn *badger.Txn) error {
+			item, err := txn.Get(metaKey)
+			if err != nil {
+				return err
+			}
+			return item.Value(func(v []byte) error { return json.Unmarshal(v, &meta) })
+		})
+	})
+	if err == nil {
+		si.Meta = &meta
+		err = guard(db.Close)
+	}
+	if err != nil {
+		r.log.Debug("spool: metadata cannot be read", "segment", si.Number, "error", err)
+	}
+}
+
+// Size tells how many blocks can be read, from the oldest on, and how many bytes they have together.
+func (r *Reader) Size() (blocks uint64, bytes int64) {
+	for _, si := range r.segs {
+		blocks += si.Blocks
+		bytes += si.Bytes
+	}
+	return blocks, bytes
+}
+
+// LoadCursor is the function of that name for this spool.
+func (r *Reader) LoadCursor(name string) (ID, error) { return LoadCursor(r.dir, name) }
+
+// SaveCursor is the function of that name for this spool.
+func (r *Reader) SaveCursor(name string, id ID) error { return SaveCursor(r.dir, name, id) }
+
+// Close frees what the Reader holds.
+func (r *Reader) Close() error {
+	r.leave()
+	r.closed = true
+	return nil
+}
