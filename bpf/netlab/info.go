@@ -13,7 +13,6 @@ import (
 	"os"
 	"strconv"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -167,6 +166,15 @@ func control(conn syscall.Conn, f func(fd int) error) error {
 	return err
 }
 
+// Mono reads CLOCK_MONOTONIC, ns: the clock of bpf_ktime_get_ns.
+func Mono() uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		panic("BUG: CLOCK_MONOTONIC: " + err.Error()) // every Linux has it
+	}
+	return uint64(ts.Nano())
+}
+
 // Socket is one TCP socket, as ss(8) shows it.
 type Socket struct {
 	Local, Peer netip.AddrPort
@@ -174,8 +182,8 @@ type Socket struct {
 	Cookie      uint64
 	UID, Inode  uint32
 	Congestion  string
-	Time        time.Time // when it was read, with monotonic clock
-	Info        TCPInfo   // Len is 0 for minisocks (SYN_RECV, TIME_WAIT)
+	Mono        uint64  // when it was read: CLOCK_MONOTONIC, ns, as events have it
+	Info        TCPInfo // Len is 0 for minisocks (SYN_RECV, TIME_WAIT)
 }
 
 // struct inet_diag_req_v2 and struct inet_diag_msg (include/uapi/linux/inet_diag.h).
@@ -253,7 +261,7 @@ func diag(dst []Socket, family uint8, states uint32) ([]Socket, error) {
 		if err != nil {
 			return dst, err
 		}
-		now := time.Now()
+		now := Mono()
 		msgs, err := syscall.ParseNetlinkMessage(buf[:size])
 		if err != nil {
 			return dst, err
@@ -274,7 +282,7 @@ func diag(dst []Socket, family uint8, states uint32) ([]Socket, error) {
 				if err != nil {
 					return dst, err
 				}
-				s.Time = now
+				s.Mono = now
 				dst = append(dst, s)
 			}
 		}

@@ -44,6 +44,8 @@ type Result struct {
 	Elapsed        time.Duration
 	// Before is the client's TCP_INFO when all was acknowledged, before the FIN.
 	Before TCPInfo
+	// After is the client's TCP_INFO after both FINs: the socket's last state.
+	After TCPInfo
 	// ServerBefore is the server's at the end of the data, before its FIN.
 	ServerBefore TCPInfo
 	// ClientCookie and ServerCookie are the sockets' cookies.
@@ -258,7 +260,8 @@ func (r *Result) send(ctx context.Context, c *net.TCPConn, n int64) error {
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		return fmt.Errorf("wait for the server's FIN: %w", err)
 	}
-	return nil
+	r.After, err = Info(c)
+	return err
 }
 
 func (r *Result) receive(c *net.TCPConn) error {
