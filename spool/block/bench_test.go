@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package block
+
+import (
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+)
+
+// benchEvents is the number of records in a block of the benchmarks.
+const benchEvents = 16384
+
+// batches cuts records into blocks of n, each of one batch.
+func batches(in []byte, n int) [][]byte {
+	var out [][]byte
+	start, at, k := 0, 0, 0
+	for at < len(in) {
+		at += int(event.At(in[at:]).Size)
+		if k++; k == n {
+			out = append(out, in[start:at:at])
+			start, k = at, 0
+		}
+	}
+	return out
+}
+
+// steady returns blocks of traffic that runs already, of the given kind alone.
+func steady(kind event.Kind, blocks int) [][]byte {
+	g := newTraffic(3, 400, kind == event.KindSample)
+	g.records(200_000)
+	in := g.records(2 * blocks * benchEvents)
+	var out []byte
+	for h := range event.All(in) {
+		if h.Kind == kind {
+			out = append(out, h.Bytes()...)
+		}
+	}
+	all := batches(out, benchEvents)
+	return all[:min(len(all), blocks)]
+}
+
+func report(b *testing.B, events, bytes int) {
+	n := float64(events)
+	sec := b.Elapsed().Seconds()
+	b.ReportMetric(n/sec, "events/s")
+	b.ReportMetric(sec*1e9/n, "ns/event")
+	b.ReportMetric(float64(bytes)/n, "B/event")
+	b.ReportMetric(0, "ns/op")
+}
+
+func benchEncode(b *testing.B, kind event.Kind) {
+	in := steady(kind, 16)
+	w := NewBuilder(Options{})
+	var dst []byte
+	for _, x := range in {
+		w.Add(x)
+		dst = w.Seal(dst[:0])
+	}
+	b.ReportAllocs()
+	events, bytes, i := 0, 0, 0
+	for b.Loop() {
+		w.Add(in[i%len(in)])
+		events += w.Events()
+		dst = w.Seal(dst[:0])
+		bytes += len(dst)
+		i++
+	}
+	report(b, events, bytes)
+}
+
+func benchDecode(b *testing.B, kind event.Kind) {
+	w, r := NewBuilder(Options{}), NewDecoder()
+	var blocks [][]byte
+	var dst []byte
+	var err error
+	for _, x := range steady(kind, 16) {
+		w.Add(x)
+		blocks = append(blocks, w.Seal(nil))
+		if dst, err = r.Decode(dst[:0], blocks[len(blocks)-1]); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportAllocs()
+	bytes, i := 0, 0
+	for b.Loop() {
+		src := blocks[i%len(blocks)]
+		if dst, err = r.Decode(dst[:0], src); err != nil {
+			b.Fatal(err)
+		}
+		bytes += len(src)
+		i++
+	}
+	report(b, i*benchEvents, bytes)
+}
+
+func BenchmarkEncodeSegments(b *testing.B) { benchEncode(b, event.KindSegment) }
+func BenchmarkEncodeSamples(b *testing.B)  { benchEncode(b, event.KindSample) }
+func BenchmarkDecodeSegments(b *testing.B) { benchDecode(b, event.KindSegment) }
+func BenchmarkDecodeSamples(b *testing.B)  { benchDecode(b, event.KindSample) }
+
+// BenchmarkDirectory reads directories; an event is a record of the blocks that they are of.
+func BenchmarkDirectory(b *testing.B) {
+	w, r := NewBuilder(Options{}), NewDecoder()
+	var blocks [][]byte
+	for _, x := range steady(event.KindSegment, 16) {
+		w.Add(x)
+		blocks = append(blocks, w.Seal(nil))
+	}
+	var dst []Entry
+	var err error
+	b.ReportAllocs()
+	i, entries := 0, 0
+	for b.Loop() {
+		if dst, err = r.Directory(dst[:0], blocks[i%len(blocks)]); err != nil {
+			b.Fatal(err)
+		}
+		entries += len(dst)
+		i++
+	}
+	info, err := ReadInfo(blocks[0])
+	if err != nil {
+		b.Fatal(err)
+	}
+	report(b, i*benchEvents, i*info.Head)
+	b.ReportMetric(float64(entries)/b.Elapsed().Seconds(), "entries/s")
+}
+
+// pcap returns the packets as a pcap file of nanoseconds, cut to 96 bytes.
+func pcap(in []byte) []byte {
+	out := make([]byte, 24)
+	for h := range event.All(in) {
+		if h.Kind == event.KindSegment {
+			out = appendPacket(out, h.Segment())
+		}
+	}
+	return out
+}
+
+func zstd3(p []byte) int {
+	zw, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(3)), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		panic(err)
+	}
+	return len(zw.EncodeAll(p, nil))
+}

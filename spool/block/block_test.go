@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package block
+
+import (
+	"bytes"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+)
+
+// requireSame reports the first record that differs.
+func requireSame(t testing.TB, want, got []byte) {
+	t.Helper()
+	if bytes.Equal(want, got) {
+		return
+	}
+	n := 0
+	for len(want) > 0 && len(got) > 0 {
+		w, g := event.At(want), event.At(got)
+		if int(g.Size) > len(got) || !bytes.Equal(w.Bytes(), g.Bytes()) {
+			if w.Kind == event.KindSegment {
+				require.Equal(t, *w.Segment(), *g.Segment(), "record %d", n)
+			}
+			require.Empty(t, cmp.Diff(*w, *g), "record %d", n)
+			require.Equal(t, w.Bytes(), g.Bytes(), "record %d, %s", n, w.Kind)
+		}
+		want, got = want[w.Size:], got[g.Size:]
+		n++
+	}
+	require.Equal(t, len(want), len(got), "bytes left after %d records", n)
+}
+
+func TestRoundTrip(t *testing.T) {
+	for _, samples := range []bool{false, true} {
+		g := newTraffic(7, 300, samples)
+		b, d := NewBuilder(Options{}), NewDecoder()
+		var dst []byte
+		for _, n := range []int{1, 2, 50, 1000, 16384, 65536, 16384} {
+			in := g.records(n)
+			require.NoError(t, event.Check(in))
+			if b.Full(len(in)) {
+				continue
+			}
+			b.Add(in)
+			events := b.Events()
+			enc := b.Seal(nil)
+			var err error
+			dst, err = d.Decode(dst[:0], enc)
+			require.NoError(t, err)
+			requireSame(t, in, dst)
+			t.Logf("samples %v: %d records, %d bytes, %.2f bytes each", samples, events, len(enc), float64(len(enc))/float64(events))
+		}
+	}
+}

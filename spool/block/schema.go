@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package block
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+)
+
+// Columns of the record section. Their numbers are part of the format.
+const (
+	colShape = iota // index of the record's shape
+	colConn
+	colCPU
+	colTime                         // one for each class
+	colCookie   = colTime + classes // from here on: only where the prediction failed
+	colSockSeq  = colCookie + 1
+	colSeq      = colSockSeq + 1
+	colAck      = colSeq + 1
+	colPayload  = colAck + 1
+	colWindow   = colPayload + 1
+	colGSOSize  = colWindow + 1
+	colGSOSegs  = colGSOSize + 1
+	colIPID     = colGSOSegs + 1
+	colTemplate = colIPID + 1
+	colTSVal    = colTemplate + 1
+	colTSEcr    = colTSVal + 1
+	colSackCode = colTSEcr + 1 // for each segment with SACK blocks
+	colSackEdge = colSackCode + 1
+	colSackLeft = colSackEdge + 1
+	colSackLen  = colSackLeft + 1
+	colWireLen  = colSackLen + 1
+	colIfindex  = colWireLen + 1
+	colRare     = colIfindex + 1 // which of the following differ
+	colUrgent   = colRare + 1
+	colChecksum = colUrgent + 1
+	colIPOff    = colChecksum + 1
+	colVLAN     = colIPOff + 1
+	colVLANIn   = colVLAN + 1
+	colTOS      = colVLANIn + 1
+	colTTL      = colTOS + 1
+	colIPLen    = colTTL + 1
+	colTCPLen   = colIPLen + 1
+	// Lists that records refer to.
+	colShapeKind  = colTCPLen + 1
+	colShapeHook  = colShapeKind + 1
+	colShapeDir   = colShapeHook + 1
+	colShapeFlags = colShapeDir + 1
+	colShapeMask  = colShapeFlags + 1
+	colOptLen     = colShapeMask + 1 // bytes of a template
+	colOptByte    = colOptLen + 1    // all templates' bytes
+	// Structs that are stored word by word.
+	colStructs = colOptByte + 1
+)
+
+// Bits of a shape's mask: what the record has in columns. The lowest are common to all kinds.
+const (
+	hasConn = 1 << iota
+	hasCPU
+	hasBack // time is before that of the CPU's last record
+	hasCookie
+	hasSockSeq
+	hasSeq
+	hasPayload
+	hasWindow
+	hasGSOSize
+	hasGSOSegs
+	hasIPID
+	hasTemplate
+	hasTSVal
+	hasWireLen
+	hasIfindex
+	hasRare
+	ackShift  = 16 // two bits
+	ecrShift  = 18 // two bits
+	maskBits  = 20
+	flagShift = maskBits // 16 bits of TCP flags follow
+	dirShift  = 36
+	hookShift = 44
+	kindShift = 52
+)
+
+// How ack and TSecr are predicted: the values of their two bits.
+const (
+	ackSame   = 0 // as in the last segment
+	ackEnd    = 1 // all that the other side has sent
+	ackStep   = 2 // as far beyond the last as that was beyond the one before
+	ackColumn = 3
+
+	ecrOther  = 0 // the other side's last TSval
+	ecrSame   = 1
+	ecrClock  = 2
+	ecrColumn = 3
+)
+
+// Bits of colRare.
+const (
+	rareUrgent = 1 << iota
+	rareChecksum
+	rareIPOff
+	rareVLAN
+	rareVLANIn
+	rareTOS
+	rareTTL
+	rareIPLen
+	rareTCPLen
+)
+
+// structKind describes a kind of record that is stored word by word: first wide words of 8
+// bytes, then narrow ones of 4.
+type structKind struct {
+	wide, narrow int
+	planes       int // columns of the mask of changed words, 8 words each
+	base         int // first column
+}
+
+func (s structKind) words() int   { return s.wide + s.narrow/2 }
+func (s structKind) slots() int   { return s.wide + s.narrow }
+func (s structKind) columns() int { return s.planes + s.slots() }
+
+const kindSlots = 32
+
+// structs by kind; those of kind segment and tick are empty. columnCount is the number of all columns.
+var structs, columnCount = layoutStructs()
+
+func layoutStructs() (s [kindSlots]structKind, n int) {
+	n = colStructs
+	for _, k := range []struct {
+		kind event.Kind
+		size int
+		wide int
+	}{
+		{event.KindSample, event.SampleSize, 10},
+		{event.KindIncident, event.IncidentSize, 2},
+		{event.KindLost, event.LostSize, 2},
+		{event.KindAnchor, event.AnchorSize, 3},
+		{event.KindAccounting, event.AccountingSize, (event.AccountingSize - event.HeaderSize) / 8},
+		{event.KindLink, event.LinkSize, 0},
+	} {
+		x := structKind{wide: k.wide, narrow: (k.size-event.HeaderSize)/4 - 2*k.wide, base: n}
+		x.planes = (x.slots() + 7) / 8
+		s[k.kind] = x
+		n += x.columns()
+	}
+	return s, n
+}
+
+const (
+	sampleWords = (event.SampleSize - event.HeaderSize) / 8
+	maxWords    = (event.MaxSize - event.HeaderSize) / 8
+	lastWords   = (event.LostSize - event.HeaderSize) / 8 // the longest but samples and accountings
+)
+
+// bodyOf returns what follows the header of a record, as words.
+func bodyOf(h *event.Header, n int) []uint64 {
+	return unsafe.Slice((*uint64)(unsafe.Add(unsafe.Pointer(h), event.HeaderSize)), n)
+}
+
+var columnNames = [colStructs]string{
+	colShape: "shape", colConn: "connection", colCPU: "cpu", colTime: "time.segment_in", colTime + 1: "time.segment_out",
+	colTime + 2: "time.sample_in", colTime + 3: "time.sample_out", colTime + 4: "time.other", colCookie: "cookie", colSockSeq: "sock_seq",
+	colSeq: "tcp.seq", colAck: "tcp.ack", colPayload: "tcp.payload_len", colWindow: "tcp.window", colGSOSize: "gso_size", colGSOSegs: "gso_segs",
+	colIPID: "ip.id", colTemplate: "tcp.template", colTSVal: "tcp.tsval", colTSEcr: "tcp.tsecr", colSackCode: "tcp.sack_code",
+	colSackEdge: "tcp.sack_edge", colSackLeft: "tcp.sack_left", colSackLen: "tcp.sack_len", colWireLen: "wire_len", colIfindex: "ifindex",
+	colRare: "rare", colUrgent: "tcp.urgent", colChecksum: "tcp.checksum", colIPOff: "ip.off", colVLAN: "vlan", colVLANIn: "vlan_inner",
+	colTOS: "ip.tos", colTTL: "ip.ttl", colIPLen: "ip.len", colTCPLen: "tcp.len", colShapeKind: "shapes.kind", colShapeHook: "shapes.hook",
+	colShapeDir: "shapes.dir", colShapeFlags: "shapes.tcp_flags", colShapeMask: "shapes.mask", colOptLen: "templates.len", colOptByte: "templates.bytes",
+}
+
+// columnName names a column of the record section for people.
+func columnName(id int) string {
+	if id < colStructs {
+		return columnNames[id]
+	}
+	for k, s := range structs {
+		if s.slots() == 0 || id < s.base || id >= s.base+s.columns() {
+			continue
+		}
+		if id < s.base+s.planes {
+			return fmt.Sprintf("%s.mask%d", event.Kind(k), id-s.base)
+		}
+		slot := id - s.base - s.planes
+		off := event.HeaderSize + 8*min(slot, s.wide) + 4*max(0, slot-s.wide)
+		return fmt.Sprintf("%s.at%d", event.Kind(k), off)
+	}
+	return fmt.Sprintf("%d", id)
+}
+
+func recordHints() []hint {
+	h := make([]hint, columnCount)
+	for _, i := range []int{colShape, colConn, colTemplate, colShapeMask, colShapeFlags} {
+		h[i] = hintIndex
+	}
+	for i := range classes {
+		h[colTime+i] = hintNoise
+	}
+	h[colChecksum] = hintNoise
+	return h
+}
+
+// Columns of the directory section.
+const (
+	dirNetns = iota
+	dirFamily
+	dirLocalHi
+	dirLocalLo
+	dirPeerHi
+	dirPeerLo
+	dirLocalPort
+	dirPeerPort
+	dirCookie
+	dirFirst
+	dirLast
+	dirSegments
+	dirSamples
+	dirIncidents
+	dirBytesIn
+	dirBytesOut
+	dirSegsIn
+	dirSegsOut
+	dirRetransmits
+	dirSRTT
+	dirCwnd
+	dirState
+	dirSeen
+	dirColumns
+)
+
+var dirNames = [dirColumns]string{"netns", "family", "local_hi", "local_lo", "peer_hi", "peer_lo", "local_port", "peer_port",
+	"cookie", "first", "last", "segments", "samples", "incidents", "bytes_in", "bytes_out", "segs_in", "segs_out", "retransmits",
+	"srtt", "cwnd", "state", "seen"}
+
+func dirName(id int) string { return dirNames[id] }
