@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -136,6 +137,8 @@ type segment struct {
 	kicked          int64        // where writeback was started up to
 	dirty           atomic.Bool  // appended to since the last synchronisation
 	broken          error        // Badger refused a write: not to be written again
+	reading         sync.RWMutex // held by Writer.Read while it takes a block out of db
+	shut            bool         // db is being closed; guarded by reading
 	done            chan struct{}
 	closeErr        error // valid after done
 }
@@ -317,6 +320,9 @@ func (s *segment) closeNeeds() int64 { return s.walEnd + openBytes }
 // close ends the writing for ever. There must be closeNeeds bytes of room: Badger writes its table through a memory map, in a goroutine of its
 // own, where a full file system would end the process.
 func (s *segment) close(now time.Time) error {
+	s.reading.Lock()
+	s.shut = true
+	s.reading.Unlock()
 	err := guard(s.db.Close)
 	if err == nil {
 		err = finishSegment(&s.info, now)

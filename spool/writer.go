@@ -62,6 +62,7 @@ type Writer struct {
 	closing chan *segment
 	wake    chan struct{} // asks for a prepared segment and for retention
 	stop    chan struct{} // closed by Close
+	behind  *Reader       // of Read, for segments that are closed already; nil if none was needed
 	tasks   sync.WaitGroup
 	closer  sync.WaitGroup
 	control *control
@@ -802,6 +803,9 @@ func (w *Writer) Close() error {
 	w.closed = true
 	w.mu.Unlock()
 
+	if w.behind != nil {
+		_ = w.behind.Close()
+	}
 	w.control.close()
 	close(w.stop)
 	w.tasks.Wait()
