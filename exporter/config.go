@@ -119,7 +119,7 @@ func DefaultConfig() Config {
 		},
 		Queue: QueueConfig{
 			Enabled:   true,
-			Size:      1_000_000,
+			Size:      500_000,
 			BatchSize: 8192,
 			Drain:     5 * time.Second,
 		},
