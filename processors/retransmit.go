@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package processors
+
+import "github.com/tcbee/tcbee-export/bpf/event"
+
+// Retransmit counts what this host's sockets sent again.
+type Retransmit struct{}
+
+// Attributes of retransmissions.
+const (
+	attrRetransmitType = "network.tcp.retransmit.type"
+	attrSegmentKind    = "tcbee.segment.kind"
+)
+
+const retransmitSource = "tcp_retransmit_skb and tcp_retransmit_synack, weighed by the wire segments of the packet: equal to nstat TcpRetransSegs. " +
+	"Attempts which the kernel gave up before it counted them (packet still in a queue of the host, no memory, no route, window closed) are left out. " +
+	"The type follows the state of congestion avoidance: loss is timeout, recovery is fast, any other is tail_loss_probe. " +
+	"The kind is syn, syn_ack, fin (without payload) or data. Series other than those of data appear when they are first counted."
+
+var (
+	metricRetransmits = &Metric{
+		Name: "network.flow.tcp.retransmits", Unit: "{segment}", Kind: Counter,
+		Description: "Segments that this host's socket sent again.",
+		Attributes:  []string{attrSegmentKind, attrRetransmitType},
+		Source:      retransmitSource,
+	}
+	metricRetransmitIO = &Metric{
+		Name: "network.flow.tcp.retransmit.io", Unit: "By", Kind: Counter,
+		Description: "Payload bytes that this host's socket sent again.",
+		Source:      "Payload of the packets of tcp_retransmit_skb; equal to tcp_info bytes_retrans.",
+	}
+	metricHostRetransmits = &Metric{
+		Name: "system.network.tcp.retransmits", Unit: "{segment}", Kind: Counter, Host: true,
+		Description: "Segments that sockets of this host sent again.",
+		Attributes:  []string{attrSegmentKind, attrRetransmitType},
+		Source:      "The sum of network.flow.tcp.retransmits over all connections.",
+	}
+)
+
+// Kinds and types of retransmission.
+const (
+	kindData = iota
+	kindSyn
+	kindSynAck
+	kindFin
+	segmentKinds
+)
+
+const (
+	typeFast = iota
+	typeTimeout
+	typeTLP
+	retransmitTypes
+)
+
+var (
+	segmentKindNames    = [segmentKinds]string{"data", "syn", "syn_ack", "fin"}
+	retransmitTypeNames = [retransmitTypes]string{"fast", "timeout", "tail_loss_probe"}
+)
+
+type retransmits [segmentKinds][retransmitTypes]uint64
+
+func (r *retransmits) collect(series *[segmentKinds][retransmitTypes]*Series, e Emitter) {
+	for k := range r {
+		for i, n := range r[k] {
+			if n != 0 || k == kindData {
+				e.Int(series[k][i], int64(n))
+			}
+		}
+	}
+}
+
+type retransmit struct {
+	count, hostCount [segmentKinds][retransmitTypes]*Series
+	io               *Series
+	host             retransmits
+}
+
+// Name implements Processor.
+func (Retransmit) Name() string { return "retransmit" }
+
+// Bind implements Processor.
+func (Retransmit) Bind(r *Registry) Family {
+	r.Want(event.KindIncident)
+	f := &retransmit{}
+	declare := func(m *Metric, to *[segmentKinds][retransmitTypes]*Series) {
+		for k, kind := range segmentKindNames {
+			for i, typ := range retransmitTypeNames {
+				to[k][i] = r.Series(m, Attr{attrSegmentKind, kind}, Attr{attrRetransmitType, typ})
+			}
+		}
+	}
+	declare(metricRetransmits, &f.count)
+	f.io = r.Series(metricRetransmitIO)
+	declare(metricHostRetransmits, &f.hostCount)
+	return f
+}
+
+func (f *retransmit) New(*Connection) State { return &retransmitState{f: f} }
+
+// CollectHost implements HostFamily.
+func (f *retransmit) CollectHost(e Emitter) { f.host.collect(&f.hostCount, e) }
+
+type retransmitState struct {
+	f     *retransmit
+	count retransmits
+	bytes uint64
+}
+
+func (s *retransmitState) Observe(ev *Event) {
+	kind, typ := kindData, typeTLP
+	i := ev.Incident()
+	switch ev.Hook {
+	case event.HookRetransmitSynAck:
+		kind, typ = kindSynAck, typeTimeout
+	case event.HookRetransmitSKB:
+		if !sentAgain(i) {
+			return
+		}
+		switch {
+		case i.TCPFlags&(event.SYN|event.ACK) == event.SYN|event.ACK:
+			kind = kindSynAck
+		case i.TCPFlags&event.SYN != 0:
+			kind = kindSyn
+		case i.TCPFlags&event.FIN != 0 && i.Len == 0:
+			kind = kindFin
+		}
+		switch i.CAState {
+		case event.CALoss:
+			typ = typeTimeout
+		case event.CARecovery:
+			typ = typeFast
+		}
+		s.bytes += uint64(i.Len)
+	default:
+		return
+	}
+	n := uint64(max(i.Segs, 1))
+	s.count[kind][typ] += n
+	s.f.host[kind][typ] += n
+}
+
+// Errors of the kernel, and the mark of a packet that was sent again before.
+const (
+	eAGAIN       = -11
+	eNOMEM       = -12
+	eBUSY        = -16
+	eINVAL       = -22
+	eHOSTUNREACH = -113
+	everRetrans  = 0x80 // TCPCB_EVER_RETRANS
+)
+
+// sentAgain reports whether the kernel counted the attempt in TcpRetransSegs. Since 6.17 the
+// tracepoint fires for every attempt: __tcp_retransmit_skb leaves early, before it counts,
+// with one of the errors below, and later, after counting, with what the transmission said
+// (a drop by the queue is positive). Only the second way marks the packet. Before 6.17 it
+// fires for successes alone, and failures that the kernel counted are missed.
+func sentAgain(i *event.Incident) bool {
+	if i.Err >= 0 {
+		return true
+	}
+	if i.Sacked&everRetrans == 0 {
+		return false
+	}
+	switch i.Err {
+	case eAGAIN, eNOMEM, eBUSY, eINVAL, eHOSTUNREACH:
+		return false
+	}
+	return true
+}
+
+func (s *retransmitState) Collect(c *Connection, e Emitter) {
+	if c.Vantage != VantageHost {
+		return
+	}
+	s.count.collect(&s.f.count, e)
+	e.Int(s.f.io, int64(s.bytes))
+}
+
+// Summarize implements Summarizer.
+func (s *retransmitState) Summarize(f *Flow) {
+	for k := range s.count {
+		for _, n := range s.count[k] {
+			f.Retransmits += n
+		}
+	}
+	f.RetransmitBytes = s.bytes
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package processors
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+)
+
+func TestTransferIsOneConnectionWithExactVolume(t *testing.T) {
+	s := newStream(t, DefaultConfig())
+	e := s.end("10.0.0.1:40000", "10.0.0.2:80")
+	e.cookie = 11
+	e.connect(1000, 5000)
+	e.segment(event.HookTCEgress, event.DirOut, "P.", 1001, 5001, 14480, 10)
+	e.in(".", 5001, 1001+14480, 0)
+	e.sample(event.HookTCPProbe, func(m *event.Sample) { m.BytesAcked = 14481 })
+	e.out("P.", 1001, 5001, 1448) // again
+	e.in("P.", 5001, 15481, 700)
+	e.out("F.", 15481, 5701, 0)
+	e.state(event.Established, event.FinWait1)
+	e.in("F.", 5701, 15482, 0)
+	e.state(event.FinWait1, event.FinWait2)
+	e.state(event.FinWait2, event.Closed)
+	e.sample(event.HookDestroySock, func(m *event.Sample) {
+		m.State, m.BytesAcked, m.BytesReceived = event.Closed, 14482, 701
+		m.SndUna, m.WriteSeq, m.RcvNxt = 15482, 15482, 5702
+	})
+	e.out(".", 15482, 5702, 0) // from TIME_WAIT
+
+	f := s.flow()
+	require.Equal(t, EndClosed, f.End)
+	require.Equal(t, uint64(14480+1448), f.BytesOut)
+	require.Equal(t, uint64(700), f.BytesIn)
+	require.Equal(t, uint64(14480), f.GoodputOut)
+	require.Equal(t, uint64(700), f.GoodputIn)
+	require.Equal(t, uint64(1+1+10+1+1+1), f.SegmentsOut)
+	require.Equal(t, uint64(1+1+1+1), f.SegmentsIn)
+	require.Equal(t, uint64(11), f.Cookie)
+	require.Equal(t, RoleClient, f.Role)
+	require.InDelta(t, 0.020, f.Handshake, 0.001)
+	require.True(t, f.Opened)
+	s.tick(5 * second)
+	require.Zero(t, s.tab.Len())
+	t.Log(s.collect())
+	require.Empty(t, s.tab.Flows())
+}
