@@ -17,8 +17,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/tcbee/tcbee-export/bpf/netlab"
 	"golang.org/x/sys/unix"
+
+	"github.com/tcbee/tcbee-export/bpf/netlab"
 )
 
 // live captures the traffic of a small network into dir/spool with the command "run".

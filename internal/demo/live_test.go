@@ -18,8 +18,9 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"github.com/tcbee/tcbee-export/bpf/netlab"
 	"golang.org/x/sys/unix"
+
+	"github.com/tcbee/tcbee-export/bpf/netlab"
 )
 
 // The test binary stands in for the program where this is set; see fake.
