@@ -291,7 +291,7 @@ type Sample struct {
 	TriggerSeq uint32   // of the segment that the hook saw
 	TriggerAck uint32
 	TriggerLen uint32 // its payload, bytes
-	_          uint32
+	_          [2]uint32
 }
 
 // HasProcess in Incident.Present says that PID to Comm and Cgroup are the connection's.

@@ -199,7 +199,7 @@ struct tcb_sample {
 	__u32 trigger_seq;       /* of the segment that the hook saw */
 	__u32 trigger_ack;
 	__u32 trigger_len;       /* its payload, bytes */
-	__u32 pad;
+	__u32 pad[2];
 };
 
 /*

@@ -1,0 +1,438 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What is read from sockets: identity, and the whole state as tcp_info tells it. */
+#ifndef TCBEE_SOCKETS_H
+#define TCBEE_SOCKETS_H
+
+#include "transport.h"
+
+const volatile __u32 cfg_hz = 250;        /* CONFIG_HZ of the running kernel */
+const volatile __u8 cfg_changes_only = 0; /* samples: changes */
+const volatile __u64 cfg_netns = 0;       /* only this namespace, 0: all */
+
+/* Kept with every socket that a hook met, and freed with it. */
+struct sock_state {
+	__u64 cookie;  /* of the socket that seq counts for: an accepted one is cloned from its listener */
+	__u64 digest;  /* of the last sample, for samples: changes */
+	__u64 cgroup;
+	__u32 seq;
+	__u32 pid;     /* of the process that connected or listened, 0 unknown */
+	__u32 tid;
+	__u32 uid;
+	__u8 comm[16];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct sock_state);
+} sock_states SEC(".maps");
+
+/* The cookie of a socket, made if it has none yet. */
+static __always_inline __u64 sock_cookie(struct sock *sk)
+{
+	__u64 cookie = sk->__sk_common.skc_cookie.counter;
+
+	return cookie ? cookie : bpf_get_socket_cookie(sk);
+}
+
+/* Returns the state kept with sk, NULL if there is no memory or sk is about to vanish. */
+static __always_inline struct sock_state *sock_state(struct sock *sk, __u64 cookie)
+{
+	struct sock_state *st = bpf_sk_storage_get(&sock_states, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (st && st->cookie != cookie) {
+		st->cookie = cookie;
+		st->seq = 0;
+		st->digest = 0;
+	}
+	return st;
+}
+
+static __always_inline __u32 next_seq(struct sock_state *st)
+{
+	return st ? __sync_fetch_and_add(&st->seq, 1) + 1 : 0;
+}
+
+static __always_inline void copy16(void *dst, const void *src)
+{
+	((__u64 *)dst)[0] = ((const __u64 *)src)[0];
+	((__u64 *)dst)[1] = ((const __u64 *)src)[1];
+}
+
+static __always_inline void map4(__u8 *dst, __be32 addr)
+{
+	((__u64 *)dst)[0] = 0;
+	((__u32 *)dst)[2] = 0xffff0000; /* bytes 00 00 ff ff */
+	((__u32 *)dst)[3] = addr;
+}
+
+/* Fills the addresses of h from a socket of any kind. */
+static __always_inline void fill_addresses(struct tcb_header *h, const struct sock_common *skc)
+{
+	h->peer_port = bpf_ntohs(skc->skc_dport);
+	if (skc->skc_family == AF_INET6) {
+		__u32 a[8];
+
+		a[0] = skc->skc_v6_rcv_saddr.in6_u.u6_addr32[0];
+		a[1] = skc->skc_v6_rcv_saddr.in6_u.u6_addr32[1];
+		a[2] = skc->skc_v6_rcv_saddr.in6_u.u6_addr32[2];
+		a[3] = skc->skc_v6_rcv_saddr.in6_u.u6_addr32[3];
+		a[4] = skc->skc_v6_daddr.in6_u.u6_addr32[0];
+		a[5] = skc->skc_v6_daddr.in6_u.u6_addr32[1];
+		a[6] = skc->skc_v6_daddr.in6_u.u6_addr32[2];
+		a[7] = skc->skc_v6_daddr.in6_u.u6_addr32[3];
+		/* A socket of IPv6 that carries IPv4 counts as what its packets are. */
+		h->family = (!a[4] && !a[5] && a[6] == 0xffff0000) ? 4 : 6;
+		for (int i = 0; i < 4; i++) {
+			((__u32 *)h->local)[i] = a[i];
+			((__u32 *)h->peer)[i] = a[4 + i];
+		}
+		return;
+	}
+	h->family = 4;
+	map4(h->local, skc->skc_rcv_saddr);
+	map4(h->peer, skc->skc_daddr);
+}
+
+/* Fills all of h but kind, size and dir, from a full socket. */
+static __always_inline void fill_header(struct tcb_header *h, struct sock *sk, __u32 hook, __u64 cookie,
+					struct sock_state *st, __u64 now)
+{
+	h->time = now;
+	h->cookie = cookie;
+	h->netns = sk->__sk_common.skc_net.net->net_cookie;
+	h->sock_seq = next_seq(st);
+	h->hook = hook;
+	h->cpu = bpf_get_smp_processor_id();
+	fill_addresses(h, &sk->__sk_common);
+	/* Not skc_num: that is 0 once a closing socket has given its port back. */
+	h->local_port = bpf_ntohs(((struct inet_sock *)sk)->inet_sport);
+}
+
+static __always_inline __u32 jiffies_to_usecs(__u32 j)
+{
+	__u32 hz = cfg_hz;
+
+	if (1000000 % hz == 0)
+		return j * (1000000 / hz);
+	return ((__u64)j * 1000000) / hz;
+}
+
+/* As the kernel does for its divisors of 1000, and rounded up for the others. */
+static __always_inline __u32 jiffies_to_msecs(__u32 j)
+{
+	__u32 hz = cfg_hz;
+
+	if (1000 % hz == 0)
+		return j * (1000 / hz);
+	return ((__u64)j * 1000 + hz - 1) / hz;
+}
+
+/* True if what samples: changes watches is as it was in the socket's last sample. */
+static __always_inline int unchanged(struct tcp_sock *tp, struct sock_state *st)
+{
+	struct inet_connection_sock *icsk = &tp->inet_conn;
+	__u64 d = 0xcbf29ce484222325ULL;
+
+	if (!st)
+		return 0;
+#define MIX(v) d = (d ^ (__u64)(v)) * 0x9e3779b97f4a7c15ULL, d ^= d >> 29
+	MIX(tp->snd_cwnd | (__u64)tp->snd_ssthresh << 32);
+	MIX(tp->srtt_us | (__u64)tp->mdev_us << 32);
+	MIX(tp->lost_out | (__u64)tp->sacked_out << 32);
+	MIX(tp->retrans_out | (__u64)tp->total_retrans << 32);
+	MIX(tp->mss_cache | (__u64)tp->reordering << 32);
+	MIX(tp->snd_wnd | (__u64)icsk->icsk_rto << 32);
+	MIX(tp->rtt_min.s[0].v | (__u64)BITS(icsk, icsk_ca_state) << 32 | (__u64)icsk->icsk_retransmits << 40 |
+	    (__u64)((struct sock *)tp)->__sk_common.skc_state << 48);
+#undef MIX
+	if (st->digest == d)
+		return 1;
+	st->digest = d;
+	return 0;
+}
+
+/*
+ * Fills all of r but its header and trigger, field by field as tcp_get_info()
+ * does (net/ipv4/tcp.c).
+ */
+static __always_inline void fill_sample(struct tcb_sample *r, struct tcp_sock *tp, __u64 now)
+{
+	struct inet_connection_sock *icsk = &tp->inet_conn;
+	struct sock *sk = (struct sock *)tp;
+	__u32 jiffies = bpf_jiffies64();
+	__u32 present = TCB_HAS_TCP, hz = cfg_hz;
+	__u64 stat[3], v;
+	__u32 ato, chrono;
+	__u8 state = sk->__sk_common.skc_state;
+	__u8 options = 0;
+
+	r->state = state;
+	r->pacing_rate = sk->sk_pacing_rate;
+	r->max_pacing_rate = sk->sk_max_pacing_rate;
+	r->reordering = tp->reordering;
+	r->snd_cwnd = tp->snd_cwnd;
+
+	r->bytes_acked = tp->bytes_acked;
+	r->bytes_received = tp->bytes_received;
+	r->bytes_sent = tp->bytes_sent;
+	r->bytes_retrans = tp->bytes_retrans;
+
+	v = tp->rate_interval_us;
+	if (v)
+		v = (__u64)tp->rate_delivered * tp->mss_cache * 1000000 / v;
+	r->delivery_rate = v;
+
+	chrono = BITS(tp, chrono_type);
+	stat[0] = tp->chrono_stat[0];
+	stat[1] = tp->chrono_stat[1];
+	stat[2] = tp->chrono_stat[2];
+	v = (__u32)(jiffies - tp->chrono_start);
+	if (chrono == 1)
+		stat[0] += v;
+	else if (chrono == 2)
+		stat[1] += v;
+	else if (chrono == 3)
+		stat[2] += v;
+	v = 1000000 / hz;
+	r->busy_time = (stat[0] + stat[1] + stat[2]) * v;
+	r->rwnd_limited = stat[1] * v;
+	r->sndbuf_limited = stat[2] * v;
+
+	r->rto = jiffies_to_usecs(icsk->icsk_rto);
+	ato = BITS(icsk, icsk_ack.ato);
+	if (FIELD_EXISTS(icsk->icsk_delack_max)) {
+		__u32 most = icsk->icsk_delack_max;
+
+		if (FIELD_EXISTS(icsk->icsk_rto_min)) {
+			__u32 min = icsk->icsk_rto_min;
+
+			min = (min > 2 ? min : 2) - 1;
+			most = most < min ? most : min;
+		}
+		ato = ato < most ? ato : most;
+	}
+	r->ato = jiffies_to_usecs(ato);
+	r->snd_mss = tp->mss_cache;
+	r->rcv_mss = icsk->icsk_ack.rcv_mss;
+	if (state == TCP_LISTEN) {
+		r->unacked = sk->sk_ack_backlog;
+		r->sacked = sk->sk_max_ack_backlog;
+	} else {
+		r->unacked = tp->packets_out;
+		r->sacked = tp->sacked_out;
+	}
+	r->lost = tp->lost_out;
+	r->retrans = tp->retrans_out;
+	r->last_data_sent = jiffies_to_msecs(jiffies - tp->lsndtime);
+	r->last_data_recv = jiffies_to_msecs(jiffies - icsk->icsk_ack.lrcvtime);
+	r->last_ack_recv = jiffies_to_msecs(jiffies - tp->rcv_tstamp);
+	r->pmtu = icsk->icsk_pmtu_cookie;
+	r->rcv_ssthresh = tp->rcv_ssthresh;
+	r->rtt = tp->srtt_us >> 3;
+	r->rttvar = tp->mdev_us >> 2;
+	r->snd_ssthresh = tp->snd_ssthresh;
+	r->advmss = tp->advmss;
+	r->rcv_rtt = tp->rcv_rtt_est.rtt_us >> 3;
+	r->rcv_space = tp->rcvq_space.space;
+	r->total_retrans = tp->total_retrans;
+	r->segs_out = tp->segs_out;
+	r->segs_in = tp->segs_in;
+	r->snd_nxt = tp->snd_nxt;
+	r->write_seq = tp->write_seq;
+	r->notsent_bytes = (__s32)(r->write_seq - r->snd_nxt) > 0 ? r->write_seq - r->snd_nxt : 0;
+	r->min_rtt = tp->rtt_min.s[0].v;
+	r->data_segs_in = tp->data_segs_in;
+	r->data_segs_out = tp->data_segs_out;
+	r->delivered = tp->delivered;
+	r->delivered_ce = tp->delivered_ce;
+	r->dsack_dups = tp->dsack_dups;
+	r->reord_seen = tp->reord_seen;
+	r->rcv_ooopack = tp->rcv_ooopack;
+	r->snd_wnd = tp->snd_wnd;
+	r->rcv_wnd = tp->rcv_wnd;
+	present |= TCB_HAS_RCV_WND;
+
+	v = 0;
+	if (FIELD_EXISTS(tp->timeout_rehash)) {
+		v = tp->timeout_rehash;
+		present |= TCB_HAS_REHASH;
+	}
+	if (FIELD_EXISTS(tp->plb_rehash))
+		v += tp->plb_rehash;
+	r->rehash = v;
+
+	if (FIELD_EXISTS(tp->total_rto)) {
+		r->total_rto = tp->total_rto;
+		r->total_rto_recoveries = tp->total_rto_recoveries;
+		v = tp->total_rto_time;
+		if (tp->rto_stamp)
+			v += (__u32)(now / 1000000) - tp->rto_stamp;
+		r->total_rto_time = v;
+		present |= TCB_HAS_TOTAL_RTO;
+	} else {
+		r->total_rto = 0;
+		r->total_rto_recoveries = 0;
+		r->total_rto_time = 0;
+	}
+
+	if (FIELD_EXISTS(tp->received_ecn_bytes)) {
+		r->received_ce = tp->received_ce;
+		r->delivered_e1_bytes = tp->delivered_ecn_bytes[0];
+		r->delivered_e0_bytes = tp->delivered_ecn_bytes[1];
+		r->delivered_ce_bytes = tp->delivered_ecn_bytes[2];
+		r->received_e1_bytes = tp->received_ecn_bytes[0];
+		r->received_e0_bytes = tp->received_ecn_bytes[1];
+		r->received_ce_bytes = tp->received_ecn_bytes[2];
+		r->accecn_fail_mode = BITS(tp, accecn_fail_mode);
+		r->accecn_opt_seen = BITS(tp, saw_accecn_opt);
+		present |= TCB_HAS_ACCECN;
+	} else {
+		__builtin_memset(&r->received_ce, 0,
+				 offset_of(struct tcb_sample, state) - offset_of(struct tcb_sample, received_ce));
+	}
+
+	r->ca_state = BITS(icsk, icsk_ca_state);
+	r->retransmits = icsk->icsk_retransmits;
+	r->probes = icsk->icsk_probes_out;
+	r->backoff = icsk->icsk_backoff;
+
+	r->snd_wscale = 0;
+	r->rcv_wscale = 0;
+	if (BITS(tp, rx_opt.tstamp_ok))
+		options |= 1;
+	if (BITS(tp, rx_opt.sack_ok))
+		options |= 2;
+	if (BITS(tp, rx_opt.wscale_ok)) {
+		options |= 4;
+		r->snd_wscale = BITS(tp, rx_opt.snd_wscale);
+		r->rcv_wscale = BITS(tp, rx_opt.rcv_wscale);
+	}
+	v = tp->ecn_flags;
+	if (v & 0x11) /* classic ECN or AccECN was negotiated */
+		options |= 8;
+	if (v & 8)
+		options |= 16;
+	if (BITS(tp, syn_data_acked))
+		options |= 32;
+	if (FIELD_EXISTS(tp->tcp_usec_ts) && BITS(tp, tcp_usec_ts))
+		options |= 64;
+	if (FIELD_EXISTS(tp->syn_fastopen_child) && BITS(tp, syn_fastopen_child))
+		options |= 128;
+	r->options = options;
+	r->app_limited = BITS(tp, rate_app_limited);
+	r->fastopen_client_fail = BITS(tp, fastopen_client_fail);
+
+	r->snd_una = tp->snd_una;
+	r->rcv_nxt = tp->rcv_nxt;
+	r->copied_seq = tp->copied_seq;
+	r->rcv_wup = tp->rcv_wup;
+	r->sk_rcvbuf = sk->sk_rcvbuf;
+	r->sk_sndbuf = sk->sk_sndbuf;
+	r->sk_wmem_queued = sk->sk_wmem_queued;
+	r->sk_mark = sk->sk_mark;
+
+	if (bpf_probe_read_kernel(r->ca_priv, sizeof(r->ca_priv), &icsk->icsk_ca_priv) == 0)
+		present |= TCB_HAS_CA_PRIV;
+	if (bpf_probe_read_kernel(r->ca_name, sizeof(r->ca_name), &icsk->icsk_ca_ops->name))
+		__builtin_memset(r->ca_name, 0, sizeof(r->ca_name));
+	r->present = present;
+	r->pad[0] = r->pad[1] = 0;
+}
+
+/* What tcp_skb_cb says of an skb that TCP works on. */
+struct skb_cb {
+	__u32 seq;
+	__u32 ack;
+	__u32 len;   /* of the payload */
+	__u16 flags;
+	__u16 segs;
+	__u8 sacked;
+	__u8 pad[3];
+};
+
+static __always_inline void read_cb(struct skb_cb *out, const struct sk_buff *skb)
+{
+	struct tcp_skb_cb *cb = 0;
+	__u8 raw[48];
+	__u32 end;
+
+	__builtin_memset(out, 0, sizeof(*out));
+	if (bpf_probe_read_kernel(raw, sizeof(raw), &skb->cb))
+		return;
+	out->seq = *(__u32 *)(raw + FIELD_OFFSET(cb->seq));
+	end = *(__u32 *)(raw + FIELD_OFFSET(cb->end_seq));
+	out->ack = *(__u32 *)(raw + FIELD_OFFSET(cb->ack_seq));
+	out->segs = *(__u16 *)(raw + FIELD_OFFSET(cb->tcp_gso_segs));
+	out->sacked = raw[FIELD_OFFSET(cb->sacked)];
+	if (FIELD_SIZE(cb->tcp_flags) == 1)
+		out->flags = raw[FIELD_OFFSET(cb->tcp_flags)];
+	else
+		out->flags = *(__u16 *)(raw + FIELD_OFFSET(cb->tcp_flags)) & 0xfff;
+	/* SYN and FIN take a sequence number each. */
+	out->len = end - out->seq - (out->flags & 1) - ((out->flags >> 1) & 1);
+}
+
+static __always_inline int other_netns(struct sock *sk)
+{
+	return cfg_netns && sk->__sk_common.skc_net.net->net_cookie != cfg_netns;
+}
+
+/* Makes a sample of sk at one of the tracepoints; skb may be NULL. */
+static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, struct sk_buff *skb)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct sock_state *st;
+	struct tcb_sample *r;
+	struct skb_cb cb = {};
+	struct slot *s;
+	__u64 now, cookie;
+
+	if (!tp)
+		return 0;
+	sk = (struct sock *)tp;
+	s = take(hook);
+	if (!s)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (other_netns(sk))
+		goto filtered;
+	cookie = sock_cookie(sk);
+	st = sock_state(sk, cookie);
+	if (hook == TCB_HOOK_TCP_PROBE && cfg_changes_only && unchanged(tp, st))
+		goto filtered;
+	r = room(s);
+	if (!r)
+		goto filtered;
+	if (skb)
+		read_cb(&cb, skb);
+	r->trigger_seq = cb.seq;
+	r->trigger_ack = cb.ack;
+	r->trigger_len = cb.len;
+	fill_header(&r->h, sk, hook, cookie, st, now);
+	r->h.kind = TCB_SAMPLE;
+	r->h.size = sizeof(*r);
+	r->h.dir = dir;
+	fill_sample(r, tp, now);
+	keep(s, hook, sizeof(*r), now);
+	give(s);
+	return 0;
+filtered:
+	skip(s, hook);
+	return 0;
+}
+
+SEC("tp_btf/tcp_probe")
+int tcp_probe(__u64 *ctx)
+{
+	return sample_at(TCB_HOOK_TCP_PROBE, TCB_DIR_IN, (struct sock *)ctx[0], (struct sk_buff *)ctx[1]);
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int tcp_destroy_sock(__u64 *ctx)
+{
+	return sample_at(TCB_HOOK_DESTROY_SOCK, TCB_DIR_NONE, (struct sock *)ctx[0], NULL);
+}
+
+#endif

@@ -1,0 +1,33 @@
+//go:build ignore
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* All programs in one object; user space loads those that it needs, each alone. */
+#include "packets.h"
+#include "events.h"
+
+/*
+ * Sends what the slots of this CPU hold. Run by user space on one CPU after
+ * another, perhaps in the middle of a hook: a busy slot is left alone, and its
+ * bit set in the result.
+ */
+SEC("raw_tp")
+int flush(void *ctx)
+{
+	__u32 i = bpf_get_smp_processor_id() * LEVELS;
+	int busy = 0;
+
+	for (int level = 0; level < LEVELS; level++, i++) {
+		struct slot *s = bpf_map_lookup_elem(&slots, &i);
+
+		if (!s)
+			return busy;
+		if (__sync_lock_test_and_set(&s->busy, 1)) {
+			busy |= 1 << level;
+			continue;
+		}
+		send(s);
+		give(s);
+	}
+	return busy;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * How records leave the kernel: a hook writes its record into a slot of its
+ * CPU; a full slot goes into the ring with one bpf_ringbuf_output; user space
+ * has the slots of quiet CPUs sent by the program flush.
+ *
+ * Each CPU has LEVELS slots. A hook that interrupts another one, or runs while
+ * a preempted task is inside one, finds the first slot busy and gathers in the
+ * next. Only when all are busy is an event counted in over and lost.
+ */
+#ifndef TCBEE_TRANSPORT_H
+#define TCBEE_TRANSPORT_H
+
+#include "kernel.h"
+#include "../event/event.h"
+
+#define LEVELS     4
+#define SLOT_DATA  (32 * 1024)
+#define RECORD_MAX sizeof(struct tcb_sample)
+#define SLOT_FULL  (SLOT_DATA - RECORD_MAX)
+
+/*
+ * One slot; user space maps the array and reads all words but writes none.
+ * Whoever has busy owns the rest. batch must lie directly before data.
+ */
+struct slot {
+	__u32 busy;
+	__u32 len;               /* bytes gathered in data */
+	__u64 first;             /* time of the first record gathered, 0: none */
+	__u64 last;              /* time of the last one */
+	__u64 seen[TCB_HOOKS];   /* events met */
+	__u64 filtered[TCB_HOOKS];
+	__u64 made[TCB_HOOKS];   /* records written into data */
+	__u64 sent[TCB_HOOKS];   /* made when data was last emptied */
+	__u64 dropped[TCB_HOOKS];
+	__u64 over[TCB_HOOKS];   /* first slot of a CPU: events for which none was free */
+	struct tcb_batch batch;
+	__u8 data[SLOT_DATA];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, LEVELS); /* CPUs * LEVELS, set at load */
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct slot);
+} slots SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20); /* set at load */
+} ring SEC(".maps");
+
+/* What user space tells the programs while they run. */
+struct control {
+	__u32 asleep; /* the reader waits: wake it when the ring fills up */
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct control);
+} controls SEC(".maps");
+
+const volatile __u64 cfg_wake = 1 << 18; /* bytes in the ring from which a sleeping reader is woken */
+
+/* Lets go of a slot: all that was written before is seen before. */
+static __always_inline void give(struct slot *s)
+{
+	barrier();
+#ifdef __TARGET_ARCH_arm64
+	__sync_lock_test_and_set(&s->busy, 0);
+#else
+	WRITE_ONCE(s->busy, 0);
+#endif
+}
+
+/* Sends what the slot has gathered; the caller owns it. The slot is empty afterwards. */
+static __noinline int send(struct slot *s)
+{
+	__u32 zero = 0, len = s->len, n = 0;
+	struct tcb_batch *b = &s->batch;
+	__u64 flags = BPF_RB_NO_WAKEUP;
+	struct control *c;
+	long err;
+
+	if (len > SLOT_DATA || (!len && !b->lost_first))
+		return 0;
+	for (int i = 0; i < TCB_HOOKS; i++)
+		n += s->made[i] - s->sent[i];
+	b->size = len;
+	b->cpu = bpf_get_smp_processor_id();
+	b->count = n;
+	c = bpf_map_lookup_elem(&controls, &zero);
+	if (c && READ_ONCE(c->asleep) && bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) + len >= cfg_wake)
+		flags = BPF_RB_FORCE_WAKEUP;
+
+	err = bpf_ringbuf_output(&ring, b, sizeof(*b) + len, flags);
+	if (err) {
+		if (!b->lost_first)
+			b->lost_first = s->first;
+		b->lost_last = s->last;
+		for (int i = 0; i < TCB_HOOKS; i++) {
+			__u64 d = s->made[i] - s->sent[i];
+
+			b->lost[i] += d;
+			s->dropped[i] += d;
+		}
+	} else if (b->lost_first) {
+		b->lost_first = 0;
+		b->lost_last = 0;
+		for (int i = 0; i < TCB_HOOKS; i++)
+			b->lost[i] = 0;
+	}
+	for (int i = 0; i < TCB_HOOKS; i++)
+		s->sent[i] = s->made[i];
+	s->first = 0;
+	s->len = 0;
+	return 0;
+}
+
+/*
+ * Returns a slot that the caller owns until give(), NULL if there is none; the
+ * event is counted in either case. The time of an event is read after take, so
+ * that user space, having seen no busy slot, knows that none will be older.
+ */
+static __always_inline struct slot *take(__u32 hook)
+{
+	__u32 i = bpf_get_smp_processor_id() * LEVELS;
+	struct slot *s, *first;
+
+	first = s = bpf_map_lookup_elem(&slots, &i);
+	if (!s)
+		return NULL;
+	if (unlikely(__sync_lock_test_and_set(&s->busy, 1))) {
+		for (int level = 1; level < LEVELS; level++) {
+			i++;
+			s = bpf_map_lookup_elem(&slots, &i);
+			if (!s)
+				return NULL;
+			if (!__sync_lock_test_and_set(&s->busy, 1))
+				goto taken;
+		}
+		__sync_fetch_and_add(&first->over[hook], 1);
+		return NULL;
+	}
+taken:
+	s->seen[hook]++;
+	return s;
+}
+
+/* Returns room for one record of any kind in a slot that the caller owns. */
+static __always_inline void *room(struct slot *s)
+{
+	__u32 len = s->len;
+
+	if (unlikely(len > SLOT_FULL)) {
+		send(s);
+		len = 0;
+	}
+	/* A register of its own: what was checked is what is added. */
+	asm volatile("" : "+r"(len));
+	if (len > SLOT_FULL)
+		return NULL;
+	return s->data + len;
+}
+
+/* The record in the last room is size bytes long and stays. */
+static __always_inline void keep(struct slot *s, __u32 hook, __u32 size, __u64 time)
+{
+	if (!s->first)
+		s->first = time;
+	s->last = time;
+	s->made[hook]++;
+	barrier();
+	s->len += size;
+}
+
+static __always_inline struct slot *skip(struct slot *s, __u32 hook)
+{
+	s->filtered[hook]++;
+	give(s);
+	return NULL;
+}
+
+#endif

@@ -1,0 +1,516 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+)
+
+const (
+	// tickMargin is taken off a Tick's time, for clocks of CPUs that differ a little.
+	tickMargin = 50_000 // ns
+	// tickIdle is the longest time between Ticks.
+	tickIdle = 1_000_000_000 // ns
+	// accountEvery is how often changed counters are recorded.
+	accountEvery = 1_000_000_000 // ns
+)
+
+// batchHeader is sizeof(struct tcb_batch).
+const batchHeader = int(unsafe.Sizeof(programsSlot{}.Batch))
+
+// Capture is a running capture. Next is for one goroutine; the other methods may be called
+// from any.
+type Capture struct {
+	cfg      Config
+	log      *slog.Logger
+	obj      *object
+	ring     *ring
+	slots    *slots
+	control  []byte // struct control, shared with the kernel
+	programs []loaded
+	links    []link.Link
+	ifaces   *interfaces
+	anchors  *anchors
+	event    int // eventfd that ends a wait
+
+	stopOnce  sync.Once
+	closeOnce sync.Once
+	stopped   atomic.Bool
+
+	mu   sync.Mutex // guards side
+	side []byte     // records of other goroutines, for the next batch
+
+	// Of the reader.
+	own       []byte // records of user space that were returned by the last Next
+	next      []byte // ... that the next one returns
+	held      []byte // batch that comes after them
+	marked    bool   // a round waits for its Tick:
+	mark      uint64 // position in the ring
+	watermark uint64
+	ticked    uint64 // time of the last Tick
+	tickedAt  uint64 // when that was
+	round     uint64 // time of the last round
+	accounted uint64
+	busy      bool // batches came since the last Tick
+	done      bool
+	account   [][event.Hooks]event.Counters // as recorded last
+	poll      []unix.PollFd
+}
+
+// loaded is a program in the kernel.
+type loaded struct {
+	program
+	prog *ebpf.Program
+}
+
+// Open loads and attaches what cfg asks for; from then on records gather, and Next returns
+// them. ctx ends the start only. A part of a group that the kernel refuses is left out with a
+// warning; it is an error if a whole group has to be left out (see Probe), or an interface does not exist.
+// Close must be called in the end.
+func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Capture, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if lack := missingCapabilities(); len(lack) > 0 {
+		return nil, hint(fmt.Errorf("capture: the process lacks %s: %w", strings.Join(lack, ", "), unix.EPERM),
+			"run with sudo, or grant them: setcap cap_bpf,cap_perfmon,cap_net_admin+ep on the binary")
+	}
+	c := &Capture{cfg: cfg, log: log, event: -1}
+	if err := c.open(ctx); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// netnsPath is the namespace's path, "" for the own one.
+func (c Config) netnsPath() string {
+	if c.Netns == "all" || c.Netns == "own" {
+		return ""
+	}
+	return c.Netns
+}
+
+func (c *Capture) open(ctx context.Context) (err error) {
+	var set settings
+	err = inNetns(c.cfg.netnsPath(), func() (err error) {
+		set.linkNetns, err = netnsCookie()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if c.cfg.Netns != "all" {
+		set.netns = set.linkNetns
+	}
+	if set.hz, err = kernelHZ(); err != nil {
+		return err
+	}
+	if c.obj, err = loadObject(c.cfg, set); err != nil {
+		return err
+	}
+	if c.ring, err = newRing(c.obj.coll.Maps[programsMapRing]); err != nil {
+		return err
+	}
+	if c.slots, err = newSlots(c.obj.coll.Maps[programsMapSlots], c.obj.coll.Programs[programsProgFlush], c.obj.cpus); err != nil {
+		return err
+	}
+	if c.control, err = unix.Mmap(c.obj.coll.Maps[programsMapControls].FD(), 0, int(unsafe.Sizeof(programsControl{})),
+		unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+		return fmt.Errorf("map the controls: %w", err)
+	}
+	if c.event, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return fmt.Errorf("make an eventfd: %w", err)
+	}
+	c.poll = []unix.PollFd{{Fd: int32(c.ring.fd), Events: unix.POLLIN}, {Fd: int32(c.event), Events: unix.POLLIN}}
+	c.account = make([][event.Hooks]event.Counters, c.obj.cpus)
+	if c.anchors, err = newAnchors(); err != nil {
+		return err
+	}
+	c.next = c.anchors.append(c.next, event.AnchorStart)
+	now := monotonic()
+	c.round, c.ticked, c.tickedAt, c.accounted, c.slots.last = now, now, now, now, now
+	for i := range c.slots.free {
+		c.slots.free[i] = now
+	}
+	if err := c.attachTraced(); err != nil {
+		return err
+	}
+	if err := c.attachInterfaces(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+// attachTraced attaches the programs of tracepoints.
+func (c *Capture) attachTraced() error {
+	failed, worked := map[string]error{}, map[string]bool{}
+	for _, p := range traced {
+		if !p.wants(c.cfg) {
+			continue
+		}
+		prog, err := c.obj.load(p.name, c.cfg.Verbose)
+		var ln link.Link
+		if err == nil {
+			if ln, err = link.AttachTracing(link.TracingOptions{Program: prog}); err != nil {
+				err = explain("attach tp_btf/"+p.hook.String(), err, c.cfg.Verbose)
+			}
+		}
+		if err != nil {
+			failed[p.group] = err
+			c.log.Warn("hook left out", "hook", p.hook.String(), "missing", p.lacks, "error", err)
+			continue
+		}
+		worked[p.group] = true
+		c.links = append(c.links, ln)
+		c.programs = append(c.programs, loaded{p, prog})
+	}
+	for group, err := range failed {
+		if !worked[group] {
+			return fmt.Errorf("capture.%s: %w", group, err)
+		}
+	}
+	return nil
+}
+
+// attachInterfaces attaches the tc programs.
+func (c *Capture) attachInterfaces() error {
+	transmit := wantsTransmit(c.cfg)
+	if !c.cfg.Packets.Enabled && !transmit {
+		return nil
+	}
+	i := &interfaces{cfg: c.cfg, path: c.cfg.netnsPath(), log: c.log, told: c.tellLink}
+	for _, p := range []struct {
+		name string
+		hook event.Hook
+		dst  **ebpf.Program
+		want bool
+	}{
+		{programsProgTcIngress, event.HookTCIngress, &i.in, c.cfg.Packets.Enabled},
+		{programsProgTcIngressL3, event.HookTCIngress, &i.inL3, c.cfg.Packets.Enabled},
+		{programsProgTcEgress, event.HookTCEgress, &i.out, true},
+		{programsProgTcEgressL3, event.HookTCEgress, &i.outL3, true},
+	} {
+		if !p.want {
+			continue
+		}
+		prog, err := c.obj.load(p.name, c.cfg.Verbose)
+		if err != nil {
+			return fmt.Errorf("capture.packets: %w", err)
+		}
+		*p.dst = prog
+		c.programs = append(c.programs, loaded{program{name: p.name, group: groupPackets, hook: p.hook}, prog})
+	}
+	if err := i.open(); err != nil {
+		return fmt.Errorf("capture.packets: %w", err)
+	}
+	c.ifaces = i
+	return nil
+}
+
+// tellLink records an interface; any goroutine may call it.
+func (c *Capture) tellLink(l *event.Link) {
+	l.Time = monotonic()
+	c.mu.Lock()
+	c.side = event.Append(c.side, l)
+	c.mu.Unlock()
+}
+
+// Next returns the next batch of records, 8-byte aligned and checked, valid until the next
+// call of Next, Stop or not. Records of the kernel are returned where they lie in the ring, which is
+// why they must not be written to. The first record of all is the Anchor that opens the session. It
+// returns at least once a second, then with a Tick; after Stop it returns what is left, the
+// last Accounting, the Anchor that ends the session, and then io.EOF.
+func (c *Capture) Next(ctx context.Context) ([]byte, error) {
+	if c.held == nil {
+		c.ring.release()
+	}
+	for {
+		if len(c.next) > 0 {
+			c.own, c.next = c.next, c.own[:0]
+			return c.own, nil
+		}
+		if b := c.held; b != nil {
+			c.held = nil
+			return b, nil
+		}
+		if c.done {
+			return nil, io.EOF
+		}
+		// A Tick holds when all that lay in the ring at its round has been returned.
+		if c.marked && c.ring.pos >= c.mark {
+			c.tick()
+			continue
+		}
+		now := monotonic()
+		if !c.marked && now-c.round >= uint64(c.cfg.FlushAge) {
+			if err := c.turn(now); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if raw := c.ring.next(); raw != nil {
+			c.busy = true
+			if err := c.take(raw); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		c.ring.release()
+		if c.stopped.Load() {
+			if err := c.finish(); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err := c.wait(ctx, now); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// take checks one record of the ring and holds its batch, after the losses it tells of.
+func (c *Capture) take(raw []byte) error {
+	if len(raw) < batchHeader {
+		return fmt.Errorf("ring: %w: batch of %d bytes", event.ErrShort, len(raw))
+	}
+	size := int(binary.NativeEndian.Uint32(raw))
+	if size > len(raw)-batchHeader {
+		return fmt.Errorf("ring: %w: batch of %d bytes tells of %d", event.ErrShort, len(raw), size)
+	}
+	if first := binary.NativeEndian.Uint64(raw[8:]); first != 0 {
+		var count [event.Hooks]uint32
+		for h := range count {
+			count[h] = binary.NativeEndian.Uint32(raw[24+4*h:])
+		}
+		c.next = appendLost(c.next, first, binary.NativeEndian.Uint64(raw[16:]), count, binary.NativeEndian.Uint16(raw[4:]))
+	}
+	raw = raw[batchHeader : batchHeader+size]
+	if len(raw) == 0 {
+		return nil
+	}
+	if err := event.Check(raw); err != nil {
+		return fmt.Errorf("ring: %w", err)
+	}
+	c.held = raw
+	return nil
+}
+
+// turn is one round: quiet CPUs are told to send what has grown old, the clocks are
+// looked at, and the next Tick is prepared.
+func (c *Capture) turn(now uint64) error {
+	c.round = now
+	if c.anchors.due(now) {
+		c.next = c.anchors.append(c.next, event.AnchorPeriodic)
+	}
+	watermark, err := c.slots.sweep(now, now-uint64(c.cfg.FlushAge)/2)
+	if err != nil {
+		return err
+	}
+	c.watermark = watermark - tickMargin
+	c.marked, c.mark = true, c.ring.end()
+	c.next = c.slots.overs(c.next, now)
+	c.mu.Lock()
+	c.next = append(c.next, c.side...)
+	c.side = c.side[:0]
+	c.mu.Unlock()
+	if now-c.accounted >= accountEvery {
+		c.accounted = now
+		c.next = c.appendAccounting(c.next, now, false)
+	}
+	return nil
+}
+
+// tick ends a round.
+func (c *Capture) tick() {
+	c.marked = false
+	if !c.busy && c.round-c.tickedAt < tickIdle {
+		return
+	}
+	c.busy, c.tickedAt = false, c.round
+	c.ticked = max(c.ticked, c.watermark)
+	c.next = event.Append(c.next, &event.Tick{Header: event.Header{Time: c.ticked}})
+}
+
+// wait sleeps until the next round, the ring fills up, ctx ends or Stop is called.
+func (c *Capture) wait(ctx context.Context, now uint64) error {
+	asleep := (*uint32)(unsafe.Pointer(&c.control[0]))
+	atomic.StoreUint32(asleep, 1)
+	defer atomic.StoreUint32(asleep, 0)
+	stop := context.AfterFunc(ctx, c.wake)
+	defer stop()
+	timeout := time.Duration(c.round + uint64(c.cfg.FlushAge) - now)
+	ms := int((timeout + time.Millisecond - 1) / time.Millisecond)
+	if _, err := unix.Poll(c.poll, ms); err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("wait for the ring: %w", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if c.poll[1].Revents != 0 {
+		var b [8]byte
+		_, _ = unix.Read(c.event, b[:])
+	}
+	return nil
+}
+
+// wake ends a wait.
+func (c *Capture) wake() {
+	one := [8]byte{1}
+	_, _ = unix.Write(c.event, one[:])
+}
+
+// finish collects what is left after Stop.
+func (c *Capture) finish() error {
+	// Programs that were running when the links were closed come to their end meanwhile.
+	quiet := 0
+	for try := 0; try < 100 && quiet < 2; try++ {
+		before := c.ring.end()
+		now := monotonic()
+		oldest, err := c.slots.sweep(now, now)
+		if err != nil {
+			return err
+		}
+		if c.ring.end() != c.ring.pos {
+			if raw := c.ring.next(); raw != nil {
+				return c.take(raw) // returned first; finish is called again
+			}
+		}
+		if quiet++; oldest < now || c.ring.end() != before {
+			quiet = 0
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	now := monotonic()
+	c.next = c.slots.rest(c.next)
+	c.next = c.slots.overs(c.next, now)
+	c.mu.Lock()
+	c.next = append(c.next, c.side...)
+	c.side = nil
+	c.mu.Unlock()
+	c.next = c.appendAccounting(c.next, now, true)
+	c.next = event.Append(c.next, &event.Tick{Header: event.Header{Time: max(c.ticked, now)}})
+	c.next = c.anchors.append(c.next, event.AnchorEnd)
+	c.done = true
+	return nil
+}
+
+// appendAccounting appends the counters of the CPUs on which they changed, or all that ever did.
+func (c *Capture) appendAccounting(dst []byte, now uint64, last bool) []byte {
+	missed := c.missed()
+	for cpu := range c.account {
+		counters := c.slots.counters(cpu)
+		if cpu == 0 {
+			addMissed(&counters, missed)
+		}
+		if counters == c.account[cpu] && (!last || counters == [event.Hooks]event.Counters{}) {
+			continue
+		}
+		c.account[cpu] = counters
+		a := event.Accounting{Hook: counters}
+		a.Time, a.CPU = now, uint16(cpu)
+		dst = event.Append(dst, &a)
+	}
+	return dst
+}
+
+func addMissed(c *[event.Hooks]event.Counters, missed [event.Hooks]uint64) {
+	for h, n := range missed {
+		c[h].Seen += n
+		c[h].Missed += n
+	}
+}
+
+// missed reads how often the kernel did not run a program because it was running already.
+func (c *Capture) missed() (n [event.Hooks]uint64) {
+	for _, p := range c.programs {
+		if s, err := p.prog.Stats(); err == nil {
+			n[p.hook] += s.RecursionMisses
+		}
+	}
+	return n
+}
+
+// Accounting returns the counters of all hooks up to now. After Close they are zero.
+func (c *Capture) Accounting() Accounting {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var a Accounting
+	if c.slots == nil {
+		return a
+	}
+	for cpu := range c.obj.cpus {
+		counters := c.slots.counters(cpu)
+		if cpu == 0 {
+			addMissed(&counters, c.missed())
+		}
+		a.CPUs = append(a.CPUs, counters)
+		for h, n := range counters {
+			a.Total[h].Seen += n.Seen
+			a.Total[h].Dropped += n.Dropped
+			a.Total[h].Missed += n.Missed
+			a.Total[h].Filtered += n.Filtered
+		}
+	}
+	return a
+}
+
+// Stop detaches everything; Next then returns what is left. It may be called more than once
+// and from any goroutine.
+func (c *Capture) Stop() {
+	c.stopOnce.Do(func() {
+		if c.ifaces != nil {
+			c.ifaces.close()
+		}
+		for _, ln := range c.links {
+			if err := ln.Close(); err != nil {
+				c.log.Warn("detach", "error", err)
+			}
+		}
+		c.stopped.Store(true)
+		c.wake()
+	})
+}
+
+// Close stops the capture if Stop was not called, and releases everything. What Next did not
+// return by then is lost; no other call may be running or follow.
+func (c *Capture) Close() error {
+	var errs []error
+	c.closeOnce.Do(func() {
+		c.Stop()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.ring != nil {
+			errs = append(errs, c.ring.close())
+		}
+		if c.slots != nil {
+			errs = append(errs, c.slots.close())
+			c.slots = nil
+		}
+		if c.control != nil {
+			errs = append(errs, unix.Munmap(c.control))
+		}
+		if c.event >= 0 {
+			errs = append(errs, unix.Close(c.event))
+		}
+		if c.obj != nil {
+			c.obj.close()
+		}
+	})
+	return errors.Join(errs...)
+}

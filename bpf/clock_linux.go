@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+)
+
+// Anchors are written this often, and when the wall clock has moved this far from
+// where the last one would have it.
+const (
+	anchorEvery = 10_000_000_000 // ns
+	anchorDrift = 250_000        // ns
+)
+
+// monotonic is the clock of bpf_ktime_get_ns.
+func monotonic() uint64 { return uint64(clock(unix.CLOCK_MONOTONIC)) }
+
+func clock(id int32) int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(id, &ts); err != nil {
+		panic("BUG: clock_gettime: " + err.Error())
+	}
+	return ts.Nano()
+}
+
+// anchors ties the monotonic clock to the others.
+type anchors struct {
+	session uint64
+	last    event.Anchor
+}
+
+func newAnchors() (*anchors, error) {
+	var b [8]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return nil, fmt.Errorf("make a session's id: %w", err)
+	}
+	return &anchors{session: binary.LittleEndian.Uint64(b[:])}, nil
+}
+
+// append reads the clocks and appends an anchor. Of a few readings the closest is taken.
+func (a *anchors) append(dst []byte, phase uint32) []byte {
+	a.last.Uncertainty = 1<<32 - 1
+	for range 5 {
+		t0 := clock(unix.CLOCK_MONOTONIC)
+		wall := clock(unix.CLOCK_REALTIME)
+		t1 := clock(unix.CLOCK_MONOTONIC)
+		tai := clock(unix.CLOCK_TAI)
+		if d := uint32(min(t1-t0, 1<<32-1)); d < a.last.Uncertainty {
+			a.last.Uncertainty = d
+			a.last.Time = uint64(t0 + (t1-t0)/2)
+			a.last.Realtime = wall
+			a.last.TAI = tai - (t1-t0)/2
+		}
+	}
+	a.last.Session, a.last.Phase = a.session, phase
+	return event.Append(dst, &a.last)
+}
+
+// due tells whether a periodic anchor is to be written now: the last one is old, or the wall
+// clock was set or slewed.
+func (a *anchors) due(now uint64) bool {
+	since := int64(now - a.last.Time)
+	if since >= anchorEvery {
+		return true
+	}
+	off := clock(unix.CLOCK_REALTIME) - a.last.Realtime - since
+	return off > anchorDrift || off < -anchorDrift
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bpf captures TCP in the kernel: it loads the programs of bpf/c, attaches them, and
+// hands out batches of event records. It is the only package that knows cilium/ebpf.
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+)
+
+// Config says what is captured. Key paths in configuration files begin with "capture.".
+type Config struct {
+	// Interfaces are names or globs ("eth*"); one that begins with "!" excludes. Without a
+	// positive pattern all interfaces are meant, lo too. Those that appear later are
+	// attached when they come.
+	Interfaces []string `mapstructure:"interfaces"`
+	// Netns is "all" (interfaces of the own network namespace, sockets of every one), "own"
+	// (both of the own one) or the path of a namespace, such as /run/netns/lab or
+	// /proc/4711/ns/net (both of that one).
+	Netns string `mapstructure:"netns"`
+
+	Packets Packets `mapstructure:"packets"`
+	Sockets Sockets `mapstructure:"sockets"`
+	Events  Events  `mapstructure:"events"`
+
+	// RingBytes is the size of the ring between kernel and reader: a power of two, 0: 16 MiB
+	// for each CPU, at least 32 and at most 256 MiB.
+	RingBytes int `mapstructure:"ring_bytes"`
+	// FlushAge is how long a record may stay in a slot of a quiet CPU.
+	FlushAge time.Duration `mapstructure:"flush_age"`
+	// Verbose puts the verifier's log into the error of a program that does not load.
+	Verbose bool `mapstructure:"verbose"`
+}
+
+// Packets configures the group that records every TCP header on the interfaces.
+type Packets struct {
+	Enabled  bool `mapstructure:"enabled"`
+	Checksum bool `mapstructure:"checksum"` // record the TCP checksum: two bytes that do not compress
+}
+
+// Samples says which samples of sockets are recorded.
+type Samples string
+
+// The values of Samples.
+const (
+	SamplesEvery   Samples = "every"   // at each segment that the hooks see
+	SamplesChanges Samples = "changes" // only if something of congestion control, RTT or loss state changed
+	SamplesOff     Samples = "off"     // only the final one, when a socket is destroyed
+)
+
+// Sockets configures the group that samples the state of sockets.
+type Sockets struct {
+	Enabled bool    `mapstructure:"enabled"`
+	Samples Samples `mapstructure:"samples"`
+}
+
+// Events configures the group of incidents.
+type Events struct {
+	Enabled bool `mapstructure:"enabled"`
+	// Hooks are the names of the tracepoints, as event.Hook.String gives them.
+	Hooks []string `mapstructure:"hooks"`
+}
+
+// EventHooks are the hooks of the group events.
+func EventHooks() []event.Hook {
+	return []event.Hook{
+		event.HookSetState, event.HookRetransmitSKB, event.HookRetransmitSynAck,
+		event.HookSendReset, event.HookReceiveReset, event.HookCongStateSet,
+		event.HookBadChecksum, event.HookKfreeSKB, event.HookRcvSpaceAdjust,
+	}
+}
+
+// DefaultConfig returns the defaults: everything on, but tcp_rcv_space_adjust, which fires
+// at every read of an application.
+func DefaultConfig() Config {
+	var hooks []string
+	for _, h := range EventHooks() {
+		if h != event.HookRcvSpaceAdjust {
+			hooks = append(hooks, h.String())
+		}
+	}
+	return Config{
+		Netns:    "all",
+		Packets:  Packets{Enabled: true},
+		Sockets:  Sockets{Enabled: true, Samples: SamplesEvery},
+		Events:   Events{Enabled: true, Hooks: hooks},
+		FlushAge: 100 * time.Millisecond,
+	}
+}
+
+// Bounds of the configuration.
+const (
+	minRing     = 1 << 17 // three batches
+	maxRing     = 1 << 30
+	minFlushAge = time.Millisecond
+	maxFlushAge = time.Second
+)
+
+// Validate reports all faults by their key paths and changes nothing.
+func (c Config) Validate() error {
+	var errs []error
+	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf("capture."+format, args...)) }
+
+	for i, p := range c.Interfaces {
+		if _, err := path.Match(strings.TrimPrefix(p, "!"), ""); err != nil {
+			fault("interfaces[%d]: %q is not a pattern: %v", i, p, err)
+		} else if strings.TrimPrefix(p, "!") == "" {
+			fault("interfaces[%d]: is empty", i)
+		}
+	}
+	if c.Netns != "all" && c.Netns != "own" && !filepath.IsAbs(c.Netns) {
+		fault("netns: %q is neither all, own nor an absolute path such as /run/netns/NAME", c.Netns)
+	}
+	switch c.Sockets.Samples {
+	case SamplesEvery, SamplesChanges, SamplesOff:
+	default:
+		fault("sockets.samples: %q is none of every, changes, off", c.Sockets.Samples)
+	}
+	var names []string
+	for _, h := range EventHooks() {
+		names = append(names, h.String())
+	}
+	for i, name := range c.Events.Hooks {
+		if !slices.Contains(names, name) {
+			fault("events.hooks[%d]: %q is none of %s", i, name, strings.Join(names, ", "))
+		}
+	}
+	if !c.Packets.Enabled && !c.Sockets.Enabled && !c.Events.Enabled {
+		fault("packets.enabled: all groups are off, nothing would be captured")
+	}
+	if n := c.RingBytes; n != 0 && (n < minRing || n > maxRing || bits.OnesCount(uint(n)) != 1) {
+		fault("ring_bytes: %d is not a power of two from %d to %d", n, minRing, maxRing)
+	}
+	if c.FlushAge < minFlushAge || c.FlushAge > maxFlushAge {
+		fault("flush_age: %v is not between %v and %v", c.FlushAge, minFlushAge, maxFlushAge)
+	}
+	return errors.Join(errs...)
+}
+
+// ringBytes is the size of the ring for a number of CPUs.
+func (c Config) ringBytes(cpus int) int {
+	if c.RingBytes != 0 {
+		return c.RingBytes
+	}
+	n := min(max(cpus*16<<20, 32<<20), 256<<20)
+	return 1 << bits.Len(uint(n-1))
+}
+
+// wantsInterface tells whether an interface of that name is meant.
+func (c Config) wantsInterface(name string) bool {
+	any, match := false, false
+	for _, p := range c.Interfaces {
+		if not, ok := strings.CutPrefix(p, "!"); ok {
+			if hit, _ := path.Match(not, name); hit {
+				return false
+			}
+			continue
+		}
+		any = true
+		if hit, _ := path.Match(p, name); hit {
+			match = true
+		}
+	}
+	return match || !any
+}
+
+// wantsHook tells whether a hook of the group events is switched on.
+func (c Config) wantsHook(h event.Hook) bool {
+	return c.Events.Enabled && slices.Contains(c.Events.Hooks, h.String())
+}

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+)
+
+// inNetns runs f in the network namespace at path, "" for the own one. f runs on a thread of
+// its own, which is thrown away if it cannot go back.
+func inNetns(path string, f func() error) error {
+	if path == "" {
+		return f()
+	}
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		result <- func() error {
+			own, err := netns.Get()
+			if err != nil {
+				return fmt.Errorf("open the own network namespace: %w", err)
+			}
+			defer func() { _ = own.Close() }()
+			ns, err := netns.GetFromPath(path)
+			if err != nil {
+				return hint(fmt.Errorf("capture.netns: open %s: %w", path, err), "ip netns list shows the named ones")
+			}
+			defer func() { _ = ns.Close() }()
+			if err := netns.Set(ns); err != nil {
+				return fmt.Errorf("capture.netns: enter %s: %w", path, err)
+			}
+			err = f()
+			if back := netns.Set(own); back == nil {
+				runtime.UnlockOSThread() // else the thread ends with this goroutine
+			}
+			return err
+		}()
+	}()
+	return <-result
+}
+
+// netnsCookie returns the cookie of the current namespace: of a socket made in it.
+func netnsCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("make a socket: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("read the namespace's cookie: %w", err)
+	}
+	return cookie, nil
+}
+
+// interfaces keeps the tc programs attached to all interfaces that are wanted.
+type interfaces struct {
+	cfg  Config
+	path string // of the namespace, "" the own one
+	log  *slog.Logger
+	told func(*event.Link)
+
+	in, out     *ebpf.Program // with a link header; out may be nil
+	inL3, outL3 *ebpf.Program // without
+
+	mu       sync.Mutex
+	attached map[int]*attached
+	done     chan struct{}
+	closed   sync.Once
+	watching sync.WaitGroup
+}
+
+// attached is an interface with programs.
+type attached struct {
+	name  string
+	links []link.Link
+}
+
+// hasLinkHeader tells whether packets of a device begin with an Ethernet header, by its ARPHRD type.
+func hasLinkHeader(kind string) bool { return kind == "ether" || kind == "loopback" }
+
+// open attaches to all that are there and follows those that come and go.
+func (i *interfaces) open() error {
+	i.attached = map[int]*attached{}
+	i.done = make(chan struct{})
+	updates := make(chan netlink.LinkUpdate, 256)
+	fail := make(chan error, 1)
+	var existing []netlink.Link
+	err := inNetns(i.path, func() error {
+		err := netlink.LinkSubscribeWithOptions(updates, i.done, netlink.LinkSubscribeOptions{
+			ReceiveBufferSize: 4 << 20,
+			ErrorCallback: func(err error) {
+				select {
+				case fail <- err:
+				default:
+				}
+			},
+		})
+		if err != nil {
+			return fmt.Errorf("follow the interfaces: %w", err)
+		}
+		if existing, err = netlink.LinkList(); err != nil {
+			return fmt.Errorf("list the interfaces: %w", err)
+		}
+		if err := i.check(existing); err != nil {
+			return err
+		}
+		for _, l := range existing {
+			if i.cfg.wantsInterface(l.Attrs().Name) {
+				if err := i.attach(l); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		close(i.done)
+		i.detach()
+		// The subscription's goroutine ends by closing updates.
+		go func() {
+			for range updates {
+			}
+		}()
+		return err
+	}
+	i.watching.Go(func() { i.watch(updates, fail) })
+	return nil
+}
+
+// check reports names without wildcards that no interface has.
+func (i *interfaces) check(existing []netlink.Link) error {
+	var names []string
+	for _, l := range existing {
+		names = append(names, l.Attrs().Name)
+	}
+	slices.Sort(names)
+	var errs []error
+	for _, p := range i.cfg.Interfaces {
+		if !strings.HasPrefix(p, "!") && !strings.ContainsAny(p, `*?[\`) && !slices.Contains(names, p) {
+			errs = append(errs, fmt.Errorf("interface %q does not exist; there are: %s", p, strings.Join(names, ", ")))
+		}
+	}
+	return hint(errors.Join(errs...), `name one of them, or a pattern such as "eth*"`)
+}
+
+// attach puts the programs on an interface of the current namespace. Attaching behind all
+// others lets it see what they let through; it returns TCX_NEXT and so ends no chain.
+func (i *interfaces) attach(l netlink.Link) error {
+	a := l.Attrs()
+	in, out := i.in, i.out
+	if !hasLinkHeader(a.EncapType) {
+		in, out = i.inL3, i.outL3
+	}
+	at := &attached{name: a.Name}
+	for _, h := range []struct {
+		prog *ebpf.Program
+		at   ebpf.AttachType
+		name string
+	}{{in, ebpf.AttachTCXIngress, "ingress"}, {out, ebpf.AttachTCXEgress, "egress"}} {
+		if h.prog == nil {
+			continue
+		}
+		ln, err := link.AttachTCX(link.TCXOptions{Interface: a.Index, Program: h.prog, Attach: h.at})
+		if err != nil {
+			for _, ln := range at.links {
+				_ = ln.Close()
+			}
+			return explain(fmt.Sprintf("attach to %s of %s", h.name, a.Name), err, false)
+		}
+		at.links = append(at.links, ln)
+	}
+	i.mu.Lock()
+	i.attached[a.Index] = at
+	i.mu.Unlock()
+	rec := event.Link{Ifindex: uint32(a.Index), Flags: a.RawFlags, MTU: uint32(a.MTU), Type: arphrd(a.EncapType)}
+	copy(rec.Name[:], a.Name)
+	i.told(&rec)
+	return nil
+}
+
+// arphrd turns the name of a link type back into the kernel's number.
+func arphrd(kind string) uint32 {
+	switch kind {
+	case "ether":
+		return unix.ARPHRD_ETHER
+	case "loopback":
+		return unix.ARPHRD_LOOPBACK
+	case "ppp":
+		return unix.ARPHRD_PPP
+	case "ipip":
+		return unix.ARPHRD_TUNNEL
+	case "tunnel6":
+		return unix.ARPHRD_TUNNEL6
+	case "sit":
+		return unix.ARPHRD_SIT
+	case "gre":
+		return unix.ARPHRD_IPGRE
+	case "none":
+		return unix.ARPHRD_NONE
+	}
+	return unix.ARPHRD_VOID
+}
+
+// watch attaches interfaces that appear and forgets those that vanish, until done is closed.
+func (i *interfaces) watch(updates <-chan netlink.LinkUpdate, fail <-chan error) {
+	for {
+		select {
+		case err := <-fail:
+			if errors.Is(err, unix.ENOBUFS) {
+				i.log.Warn("changes of interfaces came too fast, some may be missed", "error", err)
+			}
+		case u, ok := <-updates:
+			if !ok {
+				return
+			}
+			a := u.Attrs()
+			i.mu.Lock()
+			old := i.attached[a.Index]
+			i.mu.Unlock()
+			switch {
+			case u.Header.Type == unix.RTM_DELLINK && u.IfInfomsg.Family == unix.AF_UNSPEC:
+				if old != nil {
+					i.forget(a.Index, old)
+				}
+			case u.Header.Type == unix.RTM_NEWLINK && old == nil && i.cfg.wantsInterface(a.Name):
+				err := inNetns(i.path, func() error { return i.attach(u.Link) })
+				switch {
+				case errors.Is(err, unix.ENODEV) || errors.Is(err, os.ErrNotExist): // gone already
+				case err != nil:
+					i.log.Warn("interface not captured", "interface", a.Name, "error", err)
+				default:
+					i.log.Info("interface captured", "interface", a.Name, "index", a.Index)
+				}
+			}
+		}
+	}
+}
+
+func (i *interfaces) forget(index int, a *attached) {
+	i.mu.Lock()
+	delete(i.attached, index)
+	i.mu.Unlock()
+	for _, ln := range a.links {
+		_ = ln.Close() // the device took its programs along
+	}
+	i.log.Info("interface gone", "interface", a.name, "index", index)
+}
+
+// close detaches from all.
+func (i *interfaces) close() {
+	i.closed.Do(func() {
+		close(i.done)
+		i.watching.Wait()
+		i.detach()
+	})
+}
+
+func (i *interfaces) detach() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for index, a := range i.attached {
+		for _, ln := range a.links {
+			if err := ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+				i.log.Warn("detach", "interface", a.name, "error", err)
+			}
+		}
+		delete(i.attached, index)
+	}
+}

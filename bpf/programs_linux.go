@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+)
+
+// Groups of hooks.
+const (
+	groupPackets = "packets"
+	groupSockets = "sockets"
+	groupEvents  = "events"
+)
+
+// program is one of the kernel's programs.
+type program struct {
+	name  string // in the object
+	group string
+	hook  event.Hook
+	lacks string // what is missing without it
+}
+
+// traced are the programs that are attached to a tracepoint, once for the host.
+var traced = []program{
+	{programsProgTcpProbe, groupSockets, event.HookTCPProbe, "samples of receiving sockets"},
+	{programsProgTcpDestroySock, groupSockets, event.HookDestroySock, "the final sample of each socket"},
+	{programsProgInetSockSetState, groupEvents, event.HookSetState, "states and processes of connections"},
+	{programsProgTcpRetransmitSkb, groupEvents, event.HookRetransmitSKB, "retransmissions"},
+	{programsProgTcpReceiveReset, groupEvents, event.HookReceiveReset, "resets received"},
+}
+
+// wants tells whether the configuration asks for the program.
+func (p program) wants(cfg Config) bool {
+	switch {
+	case p.hook == event.HookTCPProbe:
+		return cfg.Sockets.Enabled && cfg.Sockets.Samples != SamplesOff
+	case p.group == groupSockets:
+		return cfg.Sockets.Enabled
+	case p.group == groupEvents:
+		return cfg.wantsHook(p.hook)
+	}
+	return cfg.Packets.Enabled
+}
+
+// wantsTransmit tells whether the egress program samples sockets.
+func wantsTransmit(cfg Config) bool {
+	return cfg.Sockets.Enabled && cfg.Sockets.Samples != SamplesOff
+}
+
+// object is the loaded object: the maps, and each program that was asked for.
+type object struct {
+	spec *ebpf.CollectionSpec
+	coll *ebpf.Collection // the maps and the program flush
+	more []*ebpf.Collection
+	cpus int
+	log  uint32
+}
+
+// settings become constants of the programs.
+type settings struct {
+	hz        uint32
+	netns     uint64 // sockets of this namespace only, 0: all
+	linkNetns uint64 // the interfaces' namespace
+}
+
+// loadObject makes the maps and loads the program flush, which all else needs.
+func loadObject(cfg Config, set settings) (*object, error) {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("raise RLIMIT_MEMLOCK: %w", err)
+	}
+	spec, err := loadPrograms()
+	if err != nil {
+		return nil, fmt.Errorf("read the programs: %w", err)
+	}
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, fmt.Errorf("count the CPUs: %w", err)
+	}
+	size := cfg.ringBytes(cpus)
+	spec.Maps[programsMapSlots].MaxEntries = uint32(cpus * slotLevels)
+	spec.Maps[programsMapRing].MaxEntries = uint32(size)
+	for name, v := range map[string]any{
+		programsVarCfgWake:        uint64(size / 4),
+		programsVarCfgHz:          set.hz,
+		programsVarCfgNetns:       set.netns,
+		programsVarCfgLinkNetns:   set.linkNetns,
+		programsVarCfgPackets:     flag(cfg.Packets.Enabled),
+		programsVarCfgChecksum:    flag(cfg.Packets.Checksum),
+		programsVarCfgTransmit:    flag(wantsTransmit(cfg)),
+		programsVarCfgChangesOnly: flag(cfg.Sockets.Samples == SamplesChanges),
+	} {
+		if err := spec.Variables[name].Set(v); err != nil {
+			panic("BUG: set " + name + ": " + err.Error())
+		}
+	}
+	base := spec.Copy()
+	base.Programs = map[string]*ebpf.ProgramSpec{programsProgFlush: spec.Programs[programsProgFlush].Copy()}
+	coll, err := ebpf.NewCollection(base)
+	if err != nil {
+		return nil, explain("load the transport", err, cfg.Verbose)
+	}
+	return &object{spec: spec, coll: coll, cpus: cpus}, nil
+}
+
+// load loads one program by name; it shares the maps with all others.
+func (o *object) load(name string, verbose bool) (*ebpf.Program, error) {
+	one := o.spec.Copy()
+	one.Programs = map[string]*ebpf.ProgramSpec{name: o.spec.Programs[name].Copy()}
+	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: maps.Clone(o.coll.Maps)})
+	if err != nil {
+		return nil, explain("load "+name, err, verbose)
+	}
+	o.more = append(o.more, coll)
+	return coll.Programs[name], nil
+}
+
+func (o *object) close() {
+	for _, c := range o.more {
+		c.Close()
+	}
+	o.coll.Close()
+}
+
+func flag(b bool) uint8 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// explain says what was refused and why in one line, with a hint where one helps. The
+// verifier's log is part of it only on request.
+func explain(what string, err error, verbose bool) error {
+	var ve *ebpf.VerifierError
+	if errors.As(err, &ve) && verbose {
+		return fmt.Errorf("%s: %+v", what, ve)
+	}
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && ve == nil:
+		if lack := missingCapabilities(); len(lack) > 0 {
+			return hint(fmt.Errorf("%s: %w: the process lacks %s", what, unix.EPERM, strings.Join(lack, ", ")),
+				"run with sudo, or grant the capabilities: setcap cap_bpf,cap_perfmon,cap_net_admin+ep on the binary")
+		}
+		return hint(fmt.Errorf("%s: %w: this kernel refuses it although all capabilities are there", what, unix.EPERM),
+			"a container's seccomp profile or kernel lockdown may forbid bpf(); see \"tcbee-export doctor\"")
+	case errors.Is(err, unix.ENOMEM):
+		return hint(fmt.Errorf("%s: %w", what, unix.ENOMEM), "lower capture.ring_bytes")
+	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL):
+		return hint(fmt.Errorf("%s: this kernel (%s) lacks a feature it needs: %w", what, release(), last(err)),
+			"6.6 or newer with BTF (CONFIG_DEBUG_INFO_BTF) has all of them; see \"tcbee-export doctor\"")
+	case ve != nil:
+		return hint(fmt.Errorf("%s: the kernel's verifier (%s) refuses the program: %w", what, release(), ve.Cause),
+			"set capture.verbose to see the verifier's log, and report it")
+	}
+	return fmt.Errorf("%s: %w", what, last(err))
+}
+
+// last strips the context that cilium/ebpf puts around an error, which names internals.
+func last(err error) error {
+	var ve *ebpf.VerifierError
+	if errors.As(err, &ve) {
+		return ve.Cause
+	}
+	return err
+}
+
+// release is the kernel's version, such as 6.12.43-amd64.
+func release() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+// capabilities that capturing needs, by their number.
+var capabilities = []struct {
+	bit  uint
+	name string
+}{
+	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}, {unix.CAP_PERFMON, "CAP_PERFMON"}, {unix.CAP_BPF, "CAP_BPF"},
+}
+
+// missingCapabilities names the capabilities that the process lacks. CAP_SYS_ADMIN stands for
+// all but CAP_NET_ADMIN.
+func missingCapabilities() []string {
+	status, err := os.ReadFile("/proc/thread-self/status")
+	if err != nil {
+		return nil
+	}
+	_, rest, _ := strings.Cut(string(status), "\nCapEff:")
+	line, _, _ := strings.Cut(rest, "\n")
+	have, err := strconv.ParseUint(strings.TrimSpace(line), 16, 64)
+	if err != nil {
+		return nil
+	}
+	var lack []string
+	for _, c := range capabilities {
+		admin := c.bit != unix.CAP_NET_ADMIN && have>>unix.CAP_SYS_ADMIN&1 == 1
+		if have>>c.bit&1 == 0 && !admin {
+			lack = append(lack, c.name)
+		}
+	}
+	return lack
+}
+
+// kernelHZ finds the running kernel's CONFIG_HZ by watching jiffies, because neither a
+// configuration file nor /proc/config.gz can be relied upon.
+func kernelHZ() (uint32, error) {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:         ebpf.RawTracepoint,
+		Instructions: asm.Instructions{asm.FnJiffies64.Call(), asm.Return()},
+		License:      "Dual BSD/GPL",
+	})
+	if err != nil {
+		return 0, explain("read jiffies", err, false)
+	}
+	defer func() { _ = prog.Close() }()
+	read := func() (uint32, uint64, error) {
+		j, err := prog.Run(&ebpf.RunOptions{})
+		if err != nil {
+			return 0, 0, explain("read jiffies", err, false)
+		}
+		return j, monotonic(), nil
+	}
+	j0, t0, err := read()
+	if err != nil {
+		return 0, err
+	}
+	// 60 ms tell 250 from 300 Hz: 15 ± 1 ticks against 18 ± 1.
+	time.Sleep(60 * time.Millisecond)
+	j1, t1, err := read()
+	if err != nil {
+		return 0, err
+	}
+	measured := float64(j1-j0) * 1e9 / float64(t1-t0)
+	best := uint32(100)
+	for _, hz := range []uint32{250, 300, 1000} {
+		if abs(measured-float64(hz)) < abs(measured-float64(best)) {
+			best = hz
+		}
+	}
+	return best, nil
+}
+
+func abs(f float64) float64 { return max(f, -f) }
