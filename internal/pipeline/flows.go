@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"context"
+
+	"github.com/tcbee/tcbee-export/exporter"
+	"github.com/tcbee/tcbee-export/processors"
+	"github.com/tcbee/tcbee-export/spool"
+)
+
+// Flows works off a recording and returns its connections in the order in which they ended, then those that were
+// still open, with the damaged blocks that it had to pass over.
+func Flows(ctx context.Context, r *spool.Reader, process processors.Config, progress Progress) ([]processors.Flow, []Damage, error) {
+	read, err := newReader(metaOf(r), ReadOptions{Process: process, Export: exporter.DefaultConfig()}, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	flows := []processors.Flow{}
+	damaged := []Damage{}
+	read.ended = func(t *processors.Table) { flows = append(flows, t.Flows()...) }
+	err = eachBlock(ctx, r, progress, &damaged, func(_ spool.ID, src []byte) error {
+		err := read.feed(ctx, src)
+		flows = read.table.TakeEnded(flows) // so that what is held is what is open
+		return err
+	})
+	if err == nil {
+		err = read.close(ctx)
+	}
+	return flows, damaged, err
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"context"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+	"github.com/tcbee/tcbee-export/exporter"
+	"github.com/tcbee/tcbee-export/processors"
+	"github.com/tcbee/tcbee-export/spool"
+	"github.com/tcbee/tcbee-export/spool/block"
+)
+
+// reader is the read half: blocks in, metrics out. It has no clock; what it does depends on the
+// blocks alone.
+type reader struct {
+	meta  spool.Meta
+	opts  ReadOptions
+	dec   *block.Decoder
+	order order
+	sink  Sink // nil: nothing is collected
+
+	// Each session has its own: what one run of a recorder gives depends on no other.
+	table *processors.Table
+	build *exporter.Builder
+
+	ended    func(*processors.Table) // called at the end of a session, may be nil
+	interval uint64                  // ns between collections
+	next     uint64                  // time of the next collection; 0: no session is open
+	last     uint64                  // newest time seen in the session
+	sinkErr  func(error) error
+	buf      []byte
+	tick     event.Tick
+}
+
+func newReader(meta spool.Meta, opts ReadOptions, sink Sink) (*reader, error) {
+	r := &reader{
+		meta:     meta,
+		opts:     opts,
+		dec:      block.NewDecoder(),
+		sink:     sink,
+		interval: uint64(opts.Export.Interval),
+		sinkErr:  func(err error) error { return &SinkError{err} },
+	}
+	return r, r.fresh()
+}
+
+// fresh forgets all connections.
+func (r *reader) fresh() error {
+	table, err := processors.NewTable(r.opts.Process)
+	if err != nil {
+		return err
+	}
+	r.table = table
+	r.build = exporter.NewBuilder(r.opts.Export, resource(r.meta))
+	r.order = order{}
+	return nil
+}
+
+// feed decodes a block and works off its records. An error of the decoder leaves everything as
+// it was; one of the sink is a *SinkError.
+func (r *reader) feed(ctx context.Context, src []byte) error {
+	var err error
+	if r.buf, err = r.dec.Decode(r.buf[:0], src); err != nil {
+		return err
+	}
+	for raw := r.buf; len(raw) > 0; {
+		h := event.At(raw)
+		raw = raw[h.Size:]
+		switch h.Kind {
+		case event.KindTick:
+			err = r.advance(ctx, h.Time)
+		case event.KindAnchor:
+			switch h.Anchor().Phase {
+			case event.AnchorStart:
+				err = r.start(ctx, h)
+			case event.AnchorEnd:
+				err = r.end(ctx, h)
+			default:
+				r.order.add(h)
+			}
+		default:
+			r.order.add(h)
+			if r.order.full() {
+				err = r.advance(ctx, h.Time)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// start opens a session. One that has not ended is ended first: its recorder was killed.
+func (r *reader) start(ctx context.Context, anchor *event.Header) error {
+	if err := r.close(ctx); err != nil {
+		return err
+	}
+	if err := r.fresh(); err != nil {
+		return err
+	}
+	r.table.Observe(anchor)
+	r.last = anchor.Time
+	// Collections lie on whole multiples of the interval of the wall clock.
+	phase := uint64(anchor.Anchor().Realtime) % r.interval
+	r.next = anchor.Time + r.interval - phase
+	return nil
+}
+
+// end closes the session that the recorder ended in order.
+func (r *reader) end(ctx context.Context, anchor *event.Header) error {
+	if err := r.advance(ctx, anchor.Time); err != nil {
+		return err
+	}
+	if err := r.order.release(^uint64(0), r.observe); err != nil {
+		return err
+	}
+	r.table.Observe(anchor)
+	r.last = max(r.last, anchor.Time)
+	return r.close(ctx)
+}
+
+// close ends the open session, if any, with a last collection at its newest event.
+func (r *reader) close(ctx context.Context) error {
+	if r.next == 0 {
+		return nil
+	}
+	if err := r.order.release(^uint64(0), r.observe); err != nil {
+		return err
+	}
+	r.table.Finish()
+	r.next = 0
+	if err := r.collect(ctx, r.last); err != nil {
+		return err
+	}
+	if r.ended != nil {
+		r.ended(r.table)
+	}
+	return nil
+}
+
+// advance brings the time to mark: everything earlier is processed, and the collections that
+// fall due on the way take place at their own time, not at the Tick's.
+func (r *reader) advance(ctx context.Context, mark uint64) error {
+	for r.next != 0 && r.next <= mark {
+		if err := r.order.release(r.next, r.observe); err != nil {
+			return err
+		}
+		if err := r.collect(ctx, r.next); err != nil {
+			return err
+		}
+		r.next += r.interval
+	}
+	if err := r.order.release(mark, r.observe); err != nil {
+		return err
+	}
+	r.pass(mark)
+	return nil
+}
+
+func (r *reader) observe(h *event.Header) error {
+	r.last = max(r.last, h.Time)
+	r.table.Observe(h)
+	return nil
+}
+
+// pass tells the table that time has gone on.
+func (r *reader) pass(to uint64) {
+	r.last = max(r.last, to)
+	r.tick.Header = event.Header{Time: to, Kind: event.KindTick, Size: uint16(event.TickSize)}
+	r.table.Observe(&r.tick.Header)
+}
+
+func (r *reader) collect(ctx context.Context, at uint64) error {
+	r.pass(at)
+	if r.sink == nil {
+		return nil
+	}
+	r.build.Begin(r.table.Wall())
+	r.table.Collect(r.build)
+	md := r.build.End()
+	if md.DataPointCount() == 0 {
+		return nil
+	}
+	if err := r.sink.ConsumeMetrics(ctx, md); err != nil {
+		return r.sinkErr(err)
+	}
+	return nil
+}
+
+// ReadOptions are what the read half needs to know.
+type ReadOptions struct {
+	Process processors.Config
+	Export  exporter.Config
+}
