@@ -18,10 +18,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func init() {
-	children["record"] = recordChild
-}
-
 // child starts the test binary again.
 func child(t testing.TB, name string, cfg Config, args ...string) *exec.Cmd {
 	text, err := json.Marshal(cfg)

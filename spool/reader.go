@@ -91,10 +91,16 @@ func (r *Reader) Refresh(ctx context.Context) error {
 	}
 	segs, open, err := r.load()
 	if err == nil && !live && len(open) > 0 {
-		if err := r.recover(ctx, open); err != nil {
-			return err
+		failed, rerr := r.recover(ctx, open)
+		if rerr != nil {
+			return rerr
 		}
 		segs, open, err = r.load()
+		for i := range open {
+			if why := failed[open[i].Number]; why != nil {
+				open[i].Err = why
+			}
+		}
 	}
 	if err != nil {
 		return err
@@ -219,28 +225,29 @@ func (r *Reader) load() (segs, open []SegmentInfo, err error) {
 	return segs, open, nil
 }
 
-// recover closes what a dead recorder left open. What cannot be recovered gets its reason.
-func (r *Reader) recover(ctx context.Context, open []SegmentInfo) error {
+// recover closes what a dead recorder left open, and tells why it could not, by the segments' numbers.
+func (r *Reader) recover(ctx context.Context, open []SegmentInfo) (map[uint64]error, error) {
+	failed := make(map[uint64]error)
 	lock, err := takeLock(r.dir, roleRecover)
 	switch {
 	case errors.Is(err, ErrLocked):
-		return nil // a recorder has come: it recovers them
+		return nil, nil // a recorder has come: it recovers them
 	case err != nil:
-		for i := range open {
-			open[i].Err = writeAccess(err)
+		for _, si := range open {
+			failed[si.Number] = writeAccess(err)
 		}
-		return nil
+		return failed, nil
 	}
 	defer func() { _ = lock.release() }()
-	for i := range open {
+	for _, si := range open {
 		if err := ctx.Err(); err != nil {
-			return err
+			return nil, err
 		}
-		if _, err := recoverSegment(open[i].Dir, open[i].Number, r.key, r.log); err != nil {
-			open[i].Err = err
+		if _, err := recoverSegment(si.Dir, si.Number, r.key, r.log); err != nil {
+			failed[si.Number] = err
 		}
 	}
-	return nil
+	return failed, nil
 }
 
 // Next returns the next block and its ID. The block is valid until the next call. At the end of what was there when the

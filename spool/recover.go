@@ -43,7 +43,7 @@ func recoverSegment(path string, number uint64, key []byte, log *slog.Logger) (S
 		return si, withHint(fmt.Errorf("%w: recovery of %s takes up to %d bytes, %d are free", ErrFull, path, need, disk.free),
 			"free some space, or copy the spool elsewhere and read the copy")
 	}
-	if err := keepValues(path); err != nil {
+	if err := errors.Join(removeEmpty(path), keepValues(path)); err != nil {
 		return si, writeAccess(err)
 	}
 	db, err := openBadger(badgerOptions(path, 0, key, log))
@@ -93,6 +93,30 @@ func lastWrite(path string, si SegmentInfo) (time.Time, error) {
 		return time.Time{}, err
 	}
 	return fi.ModTime().UTC(), nil
+}
+
+// removeEmpty removes logs of length 0. Badger leaves one when it dies between creating a log and giving it its length, or
+// between emptying one whose contents are safe elsewhere and removing it, and then cannot open the database.
+func removeEmpty(path string) error {
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), ".mem") && !isVlog(e.Name()) {
+			continue
+		}
+		fi, err := e.Info()
+		if err != nil {
+			return err
+		}
+		if fi.Size() == 0 {
+			if err := os.Remove(filepath.Join(path, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // keepValues keeps Badger from cutting the value log. When it opens a database to write, it walks through the last value log and

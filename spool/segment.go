@@ -27,7 +27,7 @@ import (
 // Facts of Badger v4.9.6 that the reservation of space rests on. Each is an upper bound; TestReservationCoversWrites
 // compares them with what Badger writes.
 const (
-	memTableBytes = 8 << 20 // a memtable; its write-ahead log is a file twice as large, sparse
+	memTableBytes = 2 << 20 // a memtable; its write-ahead log is a file twice as large, sparse
 	vlogHeader    = 20      // key ID and IV at the start of a value log and of a write-ahead log
 	vlogOverhead  = 64      // of one entry of the value log: header (22), key and version (16), CRC (4)
 	walOverhead   = 192     // of one transaction in the write-ahead log: entry with pointer, end mark, and the zeros behind it; in the skip list and the table about the same
@@ -35,7 +35,7 @@ const (
 
 	// walLimit ends a segment before its memtable is full: so there is exactly one memtable, one table and one value log
 	// to a segment, and space can be set aside for all that Badger is going to write.
-	walLimit = memTableBytes - 1<<20
+	walLimit = memTableBytes - 256<<10
 
 	vlogChunk = 8 << 20   // what is set aside at a time in the value log …
 	walChunk  = 256 << 10 // … and in the write-ahead log

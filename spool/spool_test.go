@@ -20,7 +20,11 @@ import (
 )
 
 // children are what the test binary does when a test starts it again as another process.
-var children = map[string]func(args []string){}
+var children = map[string]func(args []string){
+	"record": recordChild,
+	"hold":   holdChild,
+	"rate":   rateChild,
+}
 
 const childVar = "SPOOL_TEST_CHILD"
 

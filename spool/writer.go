@@ -345,7 +345,7 @@ func (w *Writer) Append(b []byte) (ID, error) {
 			return 0, fmt.Errorf("block %d is stored, but not safe from a loss of power: %w", id, err)
 		}
 	}
-	if w.next.Load() == nil && (w.cur.vlogEnd > w.cfg.SegmentBytes/2 || w.cur.walEnd > walLimit/2) {
+	if w.next.Load() == nil && (w.cur.vlogEnd > w.cfg.SegmentBytes/8 || w.cur.walEnd > walLimit/8) {
 		w.nudge()
 	}
 	return id, nil
