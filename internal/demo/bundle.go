@@ -16,8 +16,6 @@ import (
 	"path/filepath"
 )
 
-//go:generate go run github.com/tcbee/tcbee-export/cmd/tcbee-export demo --rebundle bundle/spool.tar.gz
-
 //go:embed bundle
 var bundle embed.FS
 
