@@ -11,6 +11,9 @@ import (
 // ErrUnsupported is returned by Open where there is no capture, as on other systems than Linux.
 var ErrUnsupported = errors.New("capturing is not supported on this system")
 
+// ErrNoInterface is in the error of Open if the configuration names an interface that is not there.
+var ErrNoInterface = errors.New("no such interface")
+
 // hinted is an error that says what to do about it.
 type hinted struct {
 	error

@@ -154,7 +154,7 @@ func (i *interfaces) check(existing []netlink.Link) error {
 	var errs []error
 	for _, p := range i.cfg.Interfaces {
 		if !strings.HasPrefix(p, "!") && !strings.ContainsAny(p, `*?[\`) && !slices.Contains(names, p) {
-			errs = append(errs, fmt.Errorf("interface %q does not exist; there are: %s", p, strings.Join(names, ", ")))
+			errs = append(errs, fmt.Errorf("%w: %q; there are: %s", ErrNoInterface, p, strings.Join(names, ", ")))
 		}
 	}
 	return hint(errors.Join(errs...), `name one of them, or a pattern such as "eth*"`)
