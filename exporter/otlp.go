@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -342,13 +343,15 @@ func (s *OTLP) explain(err error) error {
 	if errors.As(err, &ue) {
 		text = ue.Err.Error()
 	}
-	// The transports wrap the cause in a sentence of their own.
-	if _, cause, ok := strings.Cut(text, "Error while dialing: "); ok {
-		text = strings.TrimSuffix(cause, `"`)
+	// The transports wrap the cause in a sentence of their own, and quote it.
+	if _, quoted, ok := strings.Cut(text, "connection error: desc = "); ok {
+		if inner, err := strconv.Unquote(quoted); err == nil {
+			text = inner
+		}
 	}
-	text = strings.TrimPrefix(text, `connection error: desc = "transport: `)
+	text = strings.TrimPrefix(text, "transport: ")
+	text = strings.TrimPrefix(text, "Error while dialing: ")
 	text = strings.TrimPrefix(text, "error exporting items, request to "+s.target.String()+" responded with ")
-	text = strings.TrimSuffix(text, `"`)
 	text = strings.Join(strings.Fields(text), " ")
 
 	var hint string
