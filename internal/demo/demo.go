@@ -36,8 +36,9 @@ type Options struct {
 // Shape of the demo's network and traffic.
 const (
 	defaultDuration = 10 * time.Second
-	demoRate        = 40_000_000 // bits/s
-	demoLoss        = 250        // one data packet in so many
+	interval        = 2 * time.Second // between two collections
+	demoRate        = 40_000_000      // bits/s
+	demoLoss        = 250             // one data packet in so many
 	bundleDuration  = 4 * time.Second
 	bundleRate      = 1_000_000
 	bundleLoss      = 40
@@ -153,7 +154,7 @@ func replayBundle(ctx context.Context, o Options) error {
 	if err := unpackBundle(spoolIn(dir)); err != nil {
 		return fmt.Errorf("demo: bundled spool: %w", err)
 	}
-	if err := command(ctx, o, "replay", spoolIn(dir), "--output", "terminal"); err != nil {
+	if err := command(ctx, o, "replay", spoolIn(dir), "--output", "terminal", "--interval", interval.String()); err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
 	return show(ctx, o, spoolIn(dir))

@@ -40,8 +40,8 @@ func live(ctx context.Context, o Options, dir string, n network) (err error) {
 		float64(n.rate)/1e6, n.loss)
 	ready := filepath.Join(dir, "ready")
 	args := []string{
-		"run", "--interface", lab.A.Interface, "--spool", spoolIn(dir), "--output", "terminal",
-		"--duration", o.Duration.String(), "--ready-file", ready,
+		"run", "--interface", lab.A.Interface, "--set", "capture.netns=own", "--spool", spoolIn(dir),
+		"--output", "terminal", "--interval", interval.String(), "--duration", o.Duration.String(), "--ready-file", ready,
 	}
 	announce(o, args)
 	cmd := lab.A.Command(o.Program, args...)
