@@ -283,20 +283,22 @@ func (b *Builder) segment(e *event.Segment, c *conn, s int) uint64 {
 		}
 	}
 	if ack := l.lastAck(flags); e.Ack != ack {
-		switch e.Ack {
-		case o.maxEnd:
-			mask |= ackEnd << ackShift
-		case ack + l.ackStep:
-			mask |= ackStep << ackShift
+		mode := uint64(ackColumn)
+		switch {
+		case e.Ack == o.maxEnd && (l.ackMode == ackEnd || e.Ack != ack+l.ackStep):
+			mode = ackEnd
+		case e.Ack == ack+l.ackStep:
+			mode = ackStep
 		default:
-			mask |= ackColumn << ackShift
-			b.put(colAck, zigzag32(e.Ack-ack))
+			b.put(colAck, inUnits(e.Ack-ack, uint32(o.gsoSize)))
 		}
+		l.ackMode = uint8(mode)
+		mask |= mode << ackShift
 	}
 	slot := lengthSlot(flags)
 	if e.PayloadLen != l.length[slot] {
 		mask |= hasPayload
-		b.put(colPayload, uint64(e.PayloadLen))
+		b.put(colPayload, inUnits(e.PayloadLen, uint32(l.gsoSize)))
 	}
 	if e.Window != l.window {
 		mask |= hasWindow
@@ -334,18 +336,23 @@ func (b *Builder) segment(e *event.Segment, c *conn, s int) uint64 {
 			mask |= hasTSVal
 			b.put(colTSVal, zigzag32(tsval-want))
 		}
-		switch tsecr {
-		case o.tsval:
-		case l.tsecr:
-			mask |= ecrSame << ecrShift
-		default:
-			if want := l.clockTS(e.Time, l.ecrPhase); tsecr == want {
-				mask |= ecrClock << ecrShift
-			} else {
-				mask |= ecrColumn << ecrShift
+		mode := l.ecrMode
+		clock := l.clockTS(e.Time, l.ecrPhase)
+		if tsecr != [...]uint32{o.tsval, l.tsecr, clock, ^tsecr}[mode&3] {
+			switch tsecr {
+			case o.tsval:
+				mode = ecrOther
+			case l.tsecr:
+				mode = ecrSame
+			case clock:
+				mode = ecrClock
+			default:
+				mode = ecrColumn
 				b.put(colTSEcr, zigzag32(tsecr-o.tsval))
 			}
+			l.ecrMode = mode
 		}
+		mask |= uint64(mode) << ecrShift
 	}
 	if t.nsck != 0 {
 		b.sack(e, t, l)
@@ -409,8 +416,8 @@ func (b *Builder) sack(e *event.Segment, t *template, l *lane) {
 // sample encodes what follows the header.
 func (b *Builder) sample(e *event.Sample, c *conn, s int) {
 	var pred event.Sample
-	b.expectSample(&pred, c, &e.Header, s)
-	deriveSample(&pred, e)
+	b.expectSample(&pred, c, s)
+	b.deriveSample(&pred, e, c, s, e.Time)
 	b.diff(structs[event.KindSample], bodyOf(&e.Header, sampleWords), bodyOf(&pred.Header, sampleWords))
 	b.keepSample(c, e)
 }
@@ -429,7 +436,7 @@ func (b *Builder) other(h *event.Header, c *conn) {
 // diff puts the words of act that are not as in pred into their columns, and which these are
 // into the columns of the mask.
 func (b *Builder) diff(st structKind, act, pred []uint64) {
-	var mask [(maxWords*2 + 7) / 8]byte
+	var mask [maskLen]byte
 	col := st.base + st.planes
 	for i, x := range act {
 		p := pred[i]
@@ -536,8 +543,10 @@ func (b *Builder) Seal(dst []byte) []byte {
 	return dst
 }
 
-// fillLists fills the columns of the shapes and the templates.
+// fillLists numbers the shapes by how frequent they are and fills the columns of the shapes and
+// the templates.
 func (b *Builder) fillLists() {
+	b.shapes.rank(b.cols[colShape])
 	for _, s := range b.shapes.list {
 		b.put(colShapeKind, s>>kindShift)
 		b.put(colShapeHook, s>>hookShift&0xff)
@@ -554,10 +563,36 @@ func (b *Builder) fillLists() {
 	}
 }
 
-// shapeTable numbers the shapes of a block in order of appearance.
+// shapeTable numbers the shapes of a block, first in order of appearance.
 type shapeTable struct {
-	list []uint64
-	slot []uint32 // index + 1
+	list  []uint64
+	slot  []uint32 // index + 1
+	order []uint64 // for rank: count<<32 | ^index
+	to    []uint64
+}
+
+// rank changes the indices v and the list so that frequent shapes have small numbers.
+func (t *shapeTable) rank(v []uint64) {
+	t.order = t.order[:0]
+	for i := range t.list {
+		t.order = append(t.order, uint64(^uint32(i)))
+	}
+	for _, i := range v {
+		t.order[i] += 1 << 32
+	}
+	slices.Sort(t.order)
+	slices.Reverse(t.order)
+	t.to = slices.Grow(t.to[:0], 2*len(t.list))[:2*len(t.list)]
+	to, old := t.to[:len(t.list)], t.to[len(t.list):]
+	copy(old, t.list)
+	for i, o := range t.order {
+		from := ^uint32(o)
+		to[from] = uint64(i)
+		t.list[i] = old[from]
+	}
+	for i, x := range v {
+		v[i] = to[x]
+	}
 }
 
 func (t *shapeTable) init() { t.slot = make([]uint32, 1024) }

@@ -23,7 +23,8 @@ const (
 	encPlane3 = 3 // three
 	encHybrid = 4 // a token byte each, and bits that follow from the token
 	encDict   = 5 // a list of values, then an index byte each
-	encLast   = encDict
+	encEscape = 6 // one byte each, 255: the value is in a list of two bytes each
+	encLast   = encEscape
 
 	encMask = 0x0f
 	ownBit  = 0x80 // the column's bytes are a frame of their own
@@ -141,7 +142,7 @@ func (w *sectionWriter) column(v []uint64, h hint) {
 		w.planes(v, 1)
 		return
 	case h == hintIndex && or < 1<<16:
-		w.planes(v, 2)
+		w.index16(v)
 		return
 	case h == hintIndex && or < 1<<24:
 		w.planes(v, 3)
@@ -197,6 +198,38 @@ func (w *sectionWriter) planes(v []uint64, width int) {
 	w.entry(byte(encPlane1+width-1), n, p)
 }
 
+// index16 writes indices of which some are above 255.
+func (w *sectionWriter) index16(v []uint64) {
+	var lo, hi, esc [256]uint32
+	n := 0
+	for _, x := range v {
+		lo[x&0xff]++
+		hi[x>>8&0xff]++
+		if x >= 255 {
+			n++
+			x = 255
+		}
+		esc[x&0xff]++
+	}
+	if entropy(esc[:], len(v))+16*float64(n) > entropy(lo[:], len(v))+entropy(hi[:], len(v)) {
+		w.planes(v, 2)
+		return
+	}
+	p := slices.Grow(w.index[:0], len(v))[:len(v)]
+	w.index = p
+	list := slices.Grow(w.tbits[:0], 2*n)
+	for i, x := range v {
+		if x >= 255 {
+			list = binary.LittleEndian.AppendUint16(list, uint16(x))
+			x = 255
+		}
+		p[i] = byte(x)
+	}
+	w.tbits = list
+	w.entry(encEscape, len(v), p, uint64(len(list)))
+	w.bits = append(w.bits, list...)
+}
+
 // hybrid fills tokens and tbits and returns what they will cost, in bits, about.
 func (w *sectionWriter) hybrid(v []uint64) float64 {
 	var count [256]uint32
@@ -242,17 +275,11 @@ func entropy(count []uint32, n int) float64 {
 
 func (w *sectionWriter) writeDict(n int) {
 	d := &w.dict
-	own := n >= ownFrom
-	enc := byte(encDict)
-	if own {
-		enc |= ownBit
-	}
 	w.entry(encDict, n, d.index, uint64(len(d.values)))
 	// The values follow the entry.
 	for _, x := range d.values {
 		w.head = binary.AppendUvarint(w.head, x)
 	}
-	_ = enc
 }
 
 // dictBuilder finds the distinct values of a column, if they are few.
@@ -409,7 +436,7 @@ func (r *sectionReader) read(cols [][]uint64, src []byte, base, limit int, pl pl
 			p += w
 		case encPlane1, encPlane2, encPlane3:
 			e.length = e.n * int(e.enc-encPlane1+1)
-		case encHybrid:
+		case encHybrid, encEscape:
 			e.length = e.n
 			if e.p, p, ok = uvarintInt(head, p); !ok || e.p > len(src) {
 				return 0, pl.column(id, base, "bad number of bits")
@@ -515,6 +542,26 @@ func (r *sectionReader) read(cols [][]uint64, src []byte, base, limit int, pl pl
 				}
 				out[j] = dict[x]
 			}
+		case encEscape:
+			if e.p > len(src)-bitsOff {
+				return 0, pl.column(e.id, base+bitsOff, "list of escaped values: unexpected end")
+			}
+			list := src[bitsOff : bitsOff+e.p]
+			for j, x := range data {
+				if x != 255 {
+					out[j] = uint64(x)
+					continue
+				}
+				if len(list) < 2 {
+					return 0, pl.column(e.id, base+bitsOff, fmt.Sprintf("value %d: list of escaped values: unexpected end", j))
+				}
+				out[j] = uint64(binary.LittleEndian.Uint16(list))
+				list = list[2:]
+			}
+			if len(list) != 0 {
+				return 0, pl.column(e.id, base+bitsOff, fmt.Sprintf("%d escaped values too many", len(list)/2))
+			}
+			bitsOff += e.p
 		case encHybrid:
 			if e.p > len(src)-bitsOff {
 				return 0, pl.column(e.id, base+bitsOff, "bits: unexpected end")

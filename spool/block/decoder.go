@@ -275,12 +275,12 @@ func (d *Decoder) segment(e *event.Segment, c *conn, s int, shape uint64) int {
 	case ackStep:
 		e.Ack += l.ackStep
 	case ackColumn:
-		e.Ack += unzigzag32(d.take(colAck))
+		e.Ack += fromUnits(d.take(colAck), uint32(o.gsoSize))
 	}
 	slot := lengthSlot(flags)
 	e.PayloadLen = l.length[slot]
 	if shape&hasPayload != 0 {
-		e.PayloadLen = uint32(d.take(colPayload))
+		e.PayloadLen = fromUnits(d.take(colPayload), uint32(l.gsoSize))
 	}
 	e.Window = l.window
 	if shape&hasWindow != 0 {
@@ -404,11 +404,15 @@ func (d *Decoder) sack(e *event.Segment, t *template, l *lane) {
 
 func (d *Decoder) sample(e *event.Sample, c *conn, s int) {
 	st := &structs[event.KindSample]
-	var pred event.Sample
-	d.expectSample(&pred, c, &e.Header, s)
+	var mask [maskLen]byte
+	d.mask(st, &mask)
+	h := e.Header
+	d.expectSample(e, c, s)
+	e.Header = h
 	act := bodyOf(&e.Header, sampleWords)
-	copy(act, bodyOf(&pred.Header, sampleWords))
-	d.undiff(st, act)
+	d.undiff(st, act, &mask, &sampleFirst, 0)
+	d.deriveSample(e, e, c, s, e.Time)
+	d.undiff(st, act, &mask, &sampleFirst, 0xff)
 	d.keepSample(c, e)
 }
 
@@ -416,27 +420,36 @@ func (d *Decoder) other(h *event.Header, c *conn) {
 	st := &structs[h.Kind]
 	act := bodyOf(h, st.words())
 	last := d.expectOther(act, c, h)
-	d.undiff(st, act)
+	var mask [maskLen]byte
+	d.mask(st, &mask)
+	d.undiff(st, act, &mask, &noSlots, 0xff)
 	copy(last, act)
 	d.anchorAt(h)
 }
 
-// undiff turns the prediction in act into the record's words.
-func (d *Decoder) undiff(st *structKind, act []uint64) {
+// mask reads which words differ from the prediction.
+func (d *Decoder) mask(st *structKind, mask *[maskLen]byte) {
+	for p := range st.planes {
+		mask[p] = byte(d.take(st.base + p))
+	}
+	if extra := st.planes*8 - st.slots(); mask[st.planes-1]>>(8-extra) != 0 {
+		d.short = st.base + st.planes
+		mask[st.planes-1] = 0
+	}
+}
+
+// undiff turns the prediction in act into the record's words, those of the mask that are in
+// the set or, if invert is 0xff, not in it.
+func (d *Decoder) undiff(st *structKind, act []uint64, mask, set *[maskLen]byte, invert byte) {
 	col := st.base + st.planes
 	for p := range st.planes {
-		for m := uint8(d.take(st.base + p)); m != 0; m &= m - 1 {
+		for m := mask[p] & (set[p] ^ invert); m != 0; m &= m - 1 {
 			slot := 8*p + bits.TrailingZeros8(m)
-			if slot >= st.slots() {
-				d.short = st.base + p + 1
-				return
-			}
 			x := d.take(col + slot)
 			if slot < st.wide {
 				act[slot] += unzigzag(x)
 				continue
 			}
-			// The narrow word's place counts from the end of the wide ones.
 			i := st.wide + (slot-st.wide)/2
 			if (slot-st.wide)&1 == 0 {
 				act[i] = act[i]&^0xffffffff | uint64(uint32(act[i])+unzigzag32(x))

@@ -32,6 +32,22 @@ func lengthSlot(flags uint16) int {
 	return int(flags>>3) & 1 // PSH
 }
 
+// inUnits writes a length as a multiple of unit if it is one.
+func inUnits(n, unit uint32) uint64 {
+	if unit != 0 && n%unit == 0 {
+		return uint64(n/unit) << 1
+	}
+	return zigzag32(n)<<1 | 1
+}
+
+// fromUnits inverts inUnits.
+func fromUnits(x uint64, unit uint32) uint32 {
+	if x&1 == 0 {
+		return uint32(x>>1) * unit
+	}
+	return unzigzag32(x >> 1)
+}
+
 // expectGSOSize predicts GSOSize from the payload.
 func (l *lane) expectGSOSize(payload uint32) uint16 {
 	if payload > uint32(l.gsoSize) {
@@ -59,17 +75,21 @@ func (l *lane) expectIPID(family uint8) uint32 {
 // clockTS predicts a timestamp of a clock of 1 kHz.
 func (l *lane) clockTS(time, phase uint64) uint32 { return uint32((time + phase) / 1e6) }
 
-// settle moves phase so that the clock shows ts at time: no further than needed.
-func settle(phase *uint64, time uint64, ts uint32) {
+// settle moves phase so that the clock shows ts at time: no further than needed, or, if it is
+// fresh, to the middle of what is possible.
+func settle(phase *uint64, time uint64, ts uint32, fresh bool) {
 	at := (time + *phase) / 1e6
 	if uint32(at) == ts {
 		return
 	}
 	to := at + uint64(int64(int32(ts-uint32(at))))
 	lo := to*1e6 - time
-	if int32(ts-uint32(at)) > 0 {
+	switch {
+	case fresh:
+		*phase = lo + 500_000
+	case int32(ts-uint32(at)) > 0:
 		*phase = lo
-	} else {
+	default:
 		*phase = lo + 999_999
 	}
 }
@@ -114,7 +134,7 @@ func (t *template) match(e *event.Segment, w *[5]uint64) bool {
 func (l *lane) update(e *event.Segment, t *template, syn int, ti uint32, slot int, tsval, tsecr uint32) {
 	end := e.Seq + e.PayloadLen + uint32(e.TCPFlags>>1&1) + uint32(e.TCPFlags&1)
 	l.seq, l.plen, l.end = e.Seq, e.PayloadLen, end
-	if int32(end-l.maxEnd) > 0 || e.TCPFlags&event.SYN != 0 || l.gsoSegs == 0 {
+	if int32(end-l.maxEnd) > 0 || e.TCPFlags&event.SYN != 0 || l.fresh {
 		l.maxEnd = end
 	}
 	if e.TCPFlags&event.ACK != 0 {
@@ -128,45 +148,142 @@ func (l *lane) update(e *event.Segment, t *template, syn int, ti uint32, slot in
 	if e.GSOSize != 0 {
 		l.gsoSize = e.GSOSize
 	}
-	if e.IPID != l.ipID {
-		l.ipIDStep = e.IPID == (l.ipID+uint32(l.gsoSegs))&0xffff
-		l.ipID = e.IPID
+	if l.fresh {
+		l.ipIDStep = e.IPID != 0
 	} else {
-		l.ipIDStep = false
+		l.ipIDStep = e.IPID != l.ipID && e.IPID == (l.ipID+uint32(l.gsoSegs))&0xffff
 	}
+	l.ipID = e.IPID
 	l.gsoSegs = e.GSOSegs
 	l.template[syn] = ti
 	if t.ts >= 0 {
 		l.tsval, l.tsecr = tsval, tsecr
-		settle(&l.tsPhase, e.Time, tsval)
-		settle(&l.ecrPhase, e.Time, tsecr)
+		settle(&l.tsPhase, e.Time, tsval, l.fresh)
+		settle(&l.ecrPhase, e.Time, tsecr, l.fresh)
 	}
 	l.misc = miscOf(e)
 	l.ipLen = e.IPLen
 	l.tcpPad = e.TCPLen - e.OptionsLen
 	l.urgent = e.Urgent
+	l.fresh = false
 	l.overhead = e.WireLen - uint32(e.IPLen) - uint32(e.TCPLen) - e.PayloadLen
 }
 
-// expectSample predicts a sample from the connection's last one, or from the last one of any
-// connection, and its trigger from the last segment of its side.
-func (p *past) expectSample(pred *event.Sample, c *conn, h *event.Header, s int) {
+// A sample is predicted in two steps. First the fields of sampleFirst, from the connection's last
+// sample and segments; then the others, from the last sample and the true values of the first
+// ones. Sources of the rules: net/ipv4/tcp_output.c (__tcp_transmit_skb counts before the packet
+// leaves, snd_nxt moves after), tcp_input.c (tcp_probe comes before the segment is processed, but after
+// tcp_segs_in has counted it).
+
+// expectSample sets pred to the connection's last sample, or to the last one of any connection,
+// with the fields of the first step predicted. s is the side of h.
+func (p *past) expectSample(pred *event.Sample, c *conn, s int) {
+	own := c.sample != 0
 	switch {
-	case c.sample != 0:
+	case own:
 		*pred = p.samples[c.sample-1]
 	case p.anySample != 0:
 		*pred = p.samples[p.anySample-1]
 	}
+	// The last sample's segment has been processed since.
+	end := pred.TriggerSeq + pred.TriggerLen
+	if own && pred.Dir == event.DirIn {
+		pred.SndUna = later(pred.SndUna, pred.TriggerAck)
+		pred.RcvNxt = later(pred.RcvNxt, end)
+	} else if own && pred.Dir == event.DirOut {
+		pred.SndNxt = later(pred.SndNxt, end)
+	}
 	if l := c.lane[s]; l != 0 {
 		x := &p.lanes[l]
 		pred.TriggerSeq, pred.TriggerAck, pred.TriggerLen = x.seq, x.ack, x.plen
+	} else if s == 1 {
+		pred.TriggerSeq, pred.TriggerAck = pred.SndNxt, pred.RcvNxt
 	} else {
-		pred.TriggerSeq += pred.TriggerLen
+		pred.TriggerSeq, pred.TriggerAck = pred.RcvNxt, pred.SndUna
+	}
+	if s == 1 {
+		pred.SndNxt = later(pred.SndNxt, pred.TriggerSeq)
+		pred.RcvNxt = pred.TriggerAck
+		pred.WriteSeq = later(pred.WriteSeq, pred.TriggerSeq+pred.TriggerLen)
+	} else {
+		pred.RcvNxt = pred.TriggerSeq
 	}
 }
 
-// deriveSample improves the prediction by fields of the sample itself that are decoded before.
-func deriveSample(pred, e *event.Sample) {}
+// later returns the further one of two sequence numbers.
+func later(a, b uint32) uint32 {
+	if int32(b-a) > 0 {
+		return b
+	}
+	return a
+}
+
+// deriveSample predicts the fields of the second step in pred from those of the first step in e,
+// which has true values there.
+func (p *past) deriveSample(pred, e *event.Sample, c *conn, s int, time uint64) {
+	if c.sample == 0 {
+		return
+	}
+	last := &p.samples[c.sample-1]
+	segs := uint32(1)
+	if l := c.lane[s]; l != 0 {
+		segs = uint32(p.lanes[l].gsoSegs)
+	}
+	data := uint32(0)
+	if e.TriggerLen != 0 {
+		data = segs
+	}
+	una, nxt, rcv := e.SndUna-last.SndUna, e.SndNxt-last.SndNxt, e.RcvNxt-last.RcvNxt
+	mss := max(last.SndMSS, 1)
+	acked := (una + mss - 1) / mss
+	pred.BytesAcked += uint64(una)
+	pred.BytesReceived += uint64(rcv)
+	pred.Delivered += acked
+	pred.Unacked += (nxt+mss-1)/mss - acked
+	pred.CopiedSeq += rcv
+	pred.NotsentBytes = 0
+	if n := e.WriteSeq - e.SndNxt; int32(n) > 0 {
+		pred.NotsentBytes = n
+	}
+	pred.WmemQueued += e.WriteSeq - last.WriteSeq - una
+	ms := uint32(time/1e6 - last.Time/1e6)
+	if last.Dir == event.DirIn {
+		pred.LastAckRecv = 0
+		if last.TriggerLen != 0 {
+			pred.LastDataRecv = 0
+		}
+	} else if last.TriggerLen != 0 {
+		pred.LastDataSent = 0
+	}
+	pred.LastAckRecv += ms
+	pred.LastDataRecv += ms
+	pred.LastDataSent += ms
+	if s == 1 {
+		pred.BytesSent += uint64(e.TriggerLen)
+		pred.SegsOut += segs
+		pred.DataSegsOut += data
+		pred.RcvWup = e.RcvNxt
+		if data != 0 {
+			pred.LastDataSent = 0
+		}
+	} else {
+		pred.SegsIn += segs
+		pred.DataSegsIn += data
+	}
+	if e.SndCwnd != last.SndCwnd || e.RTT != last.RTT {
+		pred.PacingRate = pacing(pred, e)
+	}
+}
+
+// pacing is tcp_update_pacing_rate of the kernel, with the settings it comes with, and without the
+// three lowest bits of the smoothed round-trip time, which a sample does not hold.
+func pacing(pred, e *event.Sample) uint64 {
+	ratio := uint64(120)
+	if e.SndCwnd < pred.SndSsthresh/2 {
+		ratio = 200
+	}
+	return uint64(pred.SndMSS) * 80000 * ratio * uint64(max(e.SndCwnd, pred.Unacked)) / (uint64(e.RTT)*8 + 4)
+}
 
 // keepSample remembers the connection's last sample.
 func (p *past) keepSample(c *conn, e *event.Sample) {

@@ -147,9 +147,24 @@ func layoutStructs() (s [kindSlots]structKind, n int) {
 	return s, n
 }
 
+// sampleFirst marks the slots of a sample that are predicted in the first step.
+var sampleFirst = func() (m [maskLen]byte) {
+	var e event.Sample
+	for _, off := range []uintptr{unsafe.Offsetof(e.RTT), unsafe.Offsetof(e.SndCwnd), unsafe.Offsetof(e.SndUna), unsafe.Offsetof(e.SndNxt),
+		unsafe.Offsetof(e.RcvNxt), unsafe.Offsetof(e.WriteSeq), unsafe.Offsetof(e.TriggerSeq), unsafe.Offsetof(e.TriggerAck), unsafe.Offsetof(e.TriggerLen)} {
+		st := structs[event.KindSample]
+		slot := st.wide + (int(off)-event.HeaderSize-8*st.wide)/4
+		m[slot/8] |= 1 << (slot % 8)
+	}
+	return m
+}()
+
+var noSlots [maskLen]byte
+
 const (
 	sampleWords = (event.SampleSize - event.HeaderSize) / 8
 	maxWords    = (event.MaxSize - event.HeaderSize) / 8
+	maskLen     = (2*maxWords + 7) / 8
 	lastWords   = (event.LostSize - event.HeaderSize) / 8 // the longest but samples and accountings
 )
 

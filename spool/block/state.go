@@ -64,6 +64,7 @@ type lane struct {
 	gsoSize        uint16
 	gsoSegs        uint16
 	ipIDStep       bool
+	fresh          bool // without a segment yet
 	ipID           uint32
 	misc           uint64 // IPOff, VLAN, VLANInner, TOS, TTL
 	ipLen          uint16
@@ -75,6 +76,8 @@ type lane struct {
 	tsecr          uint32
 	tsPhase        uint64
 	ecrPhase       uint64
+	ackMode        uint8 // how the last was predicted, for the encoder alone
+	ecrMode        uint8
 	sack           [4][2]uint32
 }
 
@@ -197,6 +200,7 @@ func (p *past) enterLane(c *conn, d int, ifindex uint32) *lane {
 	}
 	l := p.lanes[p.proto[d]]
 	l.ifindex, l.next = ifindex, first
+	l.fresh = true
 	l.tsPhase, l.ecrPhase = 0, 0
 	l.length = [3]uint32{}
 	l.sack = [4][2]uint32{}
