@@ -19,7 +19,10 @@ func Flows(ctx context.Context, r *spool.Reader, process processors.Config, prog
 	}
 	flows := []processors.Flow{}
 	damaged := []Damage{}
-	read.ended = func(t *processors.Table) { flows = append(flows, t.Flows()...) }
+	read.ended = func(t *processors.Table) {
+		flows = t.TakeEnded(flows)
+		flows = append(flows, t.Flows()...)
+	}
 	err = eachBlock(ctx, r, progress, &damaged, func(_ spool.ID, src []byte) error {
 		err := read.feed(ctx, src)
 		flows = read.table.TakeEnded(flows) // so that what is held is what is open

@@ -212,7 +212,10 @@ func TestFlowsListsEveryConnectionOnce(t *testing.T) {
 	require.Empty(t, damaged)
 	require.Len(t, flows, 20)
 	var out uint64
+	ids := map[uint64]bool{}
 	for _, f := range flows {
+		require.False(t, ids[f.ID], "connection %d is listed twice", f.ID)
+		ids[f.ID] = true
 		out += f.BytesOut
 		require.Equal(t, "10.0.0.2:80", f.Peer.String())
 	}
