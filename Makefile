@@ -7,8 +7,8 @@ BIN       := bin/tcbee-export
 VERSION   := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOLS     := internal/tools/go.mod
 TOOL      := $(GO) tool -modfile=$(TOOLS)
-CLANG     ?= clang-19
-STRIP     ?= llvm-strip-19
+CLANG     := clang-19
+STRIP     := llvm-strip-19
 BENCH     ?= .
 BENCHTIME ?= 1s
 BENCHPKG  ?= ./...
@@ -28,7 +28,7 @@ help: ## print this list
 
 build: ## build bin/tcbee-export
 	@mkdir -p $(dir $(BIN))
-	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN) ./cmd/tcbee-export
+	$(GO) build -trimpath -ldflags '-s -w -X github.com/tcbee/tcbee-export/internal/pipeline.version=$(VERSION)' -o $(BIN) ./cmd/tcbee-export
 
 demo: build ## a lossy link, a transfer over it, and its metrics, live (root; without, a recorded one is shown)
 	./$(BIN) demo
@@ -59,7 +59,7 @@ cover: ## test coverage: the sum, and coverage.html
 generate: ## compile the kernel programs and write generated code (needs clang-19 and llvm-19)
 	@for tool in $(CLANG) $(STRIP); do command -v $$tool >/dev/null || { \
 		echo "make generate: $$tool is not installed; on Debian: apt-get install clang-19 llvm-19 libbpf-dev" >&2; exit 1; }; done
-	BPF2GO_CC=$(CLANG) BPF2GO_STRIP=$(STRIP) $(GO) generate ./...
+	$(GO) generate ./bpf/...
 
 lint: ## run the linters, import rules included
 	$(TOOL) golangci-lint run

@@ -14,13 +14,22 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+
+	"github.com/tcbee/tcbee-export/bpf"
+	"github.com/tcbee/tcbee-export/exporter"
+	"github.com/tcbee/tcbee-export/processors"
+	"github.com/tcbee/tcbee-export/spool"
 )
 
 // Config is everything that can be set.
 type Config struct {
 	// Output is where `run` and `replay` send metrics: otlp, terminal, or file:PATH for lines of OTLP/JSON.
-	Output string `mapstructure:"output"`
-	Log    Log    `mapstructure:"log"`
+	Output  string            `mapstructure:"output"`
+	Capture bpf.Config        `mapstructure:"capture"`
+	Spool   spool.Config      `mapstructure:"spool"`
+	Process processors.Config `mapstructure:"process"`
+	Export  exporter.Config   `mapstructure:"export"`
+	Log     Log               `mapstructure:"log"`
 }
 
 // Log is about the program's own messages, which go to standard error.
@@ -34,8 +43,12 @@ type Log struct {
 // Default returns the configuration without any file, variable or flag.
 func Default() Config {
 	return Config{
-		Output: "terminal",
-		Log:    Log{Level: "info", Format: "text"},
+		Output:  "terminal",
+		Capture: bpf.DefaultConfig(),
+		Spool:   spool.DefaultConfig(),
+		Process: processors.DefaultConfig(),
+		Export:  exporter.DefaultConfig(),
+		Log:     Log{Level: "info", Format: "text"},
 	}
 }
 
@@ -43,6 +56,10 @@ func Default() Config {
 func (c Config) Validate() error {
 	return errors.Join(
 		validOutput(c.Output),
+		c.Capture.Validate(),
+		c.Spool.Validate(),
+		c.Process.Validate(),
+		c.Export.Validate(),
 		c.Log.Validate(),
 	)
 }

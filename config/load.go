@@ -107,6 +107,7 @@ func Load(src Sources) (Config, Origins, error) {
 	for path, v := range l.values {
 		o.at[path] = v.from
 	}
+	l.standard(&cfg, src.Environ, o)
 	for _, err := range flatten(cfg.Validate()) {
 		l.fault(o.locate(err.Error()))
 	}
@@ -136,6 +137,7 @@ func (o Origins) locate(fault string) string {
 	if !ok {
 		return fault
 	}
+	path, _, _ = strings.Cut(path, "[") // of an element
 	if at, ok := o.at[path]; ok {
 		return fault + " (" + at.String() + ")"
 	}
@@ -328,6 +330,32 @@ func (l *loader) readFlags(flags *pflag.FlagSet) {
 	}
 	for path, raw := range k.Raw() {
 		l.values[path] = value{raw, Origin{LayerFlag, "--" + name[path]}}
+	}
+}
+
+// standard lets the OTEL_* variables of the OpenTelemetry specification say what nothing else has said.
+func (l *loader) standard(cfg *Config, environ []string, o Origins) {
+	before := *cfg
+	err := cfg.Export.ApplyEnv(func(name string) (string, bool) {
+		for _, kv := range environ {
+			if val, ok := strings.CutPrefix(kv, name+"="); ok {
+				return val, true
+			}
+		}
+		return "", false
+	}, func(key string) bool {
+		_, ok := l.values[key]
+		return ok
+	})
+	for _, err := range flatten(err) {
+		l.fault(err.Error())
+	}
+	was, is := reflect.ValueOf(before), reflect.ValueOf(*cfg)
+	for i := range l.schema.keys {
+		k := &l.schema.keys[i]
+		if !reflect.DeepEqual(was.FieldByIndex(k.index).Interface(), is.FieldByIndex(k.index).Interface()) {
+			o.at[k.Path] = Origin{LayerEnv, "OTEL_*"}
+		}
 	}
 }
 

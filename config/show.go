@@ -38,6 +38,23 @@ func settings(s *schema, cfg reflect.Value, o Origins) []Setting {
 	return out
 }
 
+// Tree returns cfg as nested maps, as it would be written in the file; secrets are redacted.
+func Tree(cfg Config) map[string]any {
+	out := map[string]any{}
+	for _, s := range Settings(cfg, Origins{}) {
+		m := out
+		parts := strings.Split(s.Key, ".")
+		for _, p := range parts[:len(parts)-1] {
+			if m[p] == nil {
+				m[p] = map[string]any{}
+			}
+			m = m[p].(map[string]any)
+		}
+		m[parts[len(parts)-1]] = s.Value
+	}
+	return out
+}
+
 // format turns a field into what would be written in the file.
 func (k *Key) format(v reflect.Value) any {
 	if k.Secret() && !v.IsZero() && (v.Kind() != reflect.Map && v.Kind() != reflect.Slice || v.Len() > 0) {

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tcbee/tcbee-export/internal/pipeline"
+	"github.com/tcbee/tcbee-export/spool"
+)
+
+func (a *app) spoolCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "spool",
+		Short: "Look after spools",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.infoCommand(), a.verifyCommand())
+	return cmd
+}
+
+// spoolReport is what "spool info" and "spool verify" print.
+type spoolReport struct {
+	Dir         string              `json:"dir"`
+	Version     int                 `json:"version"`
+	Meta        spool.Meta          `json:"meta"`
+	Recording   bool                `json:"recording"` // a recorder is at work
+	DeviceBytes int64               `json:"device_bytes"`
+	Segments    []spool.SegmentInfo `json:"segments"`
+	Cursors     []spool.Cursor      `json:"cursors"`
+	Verified    bool                `json:"verified"` // everything was decoded, not only the heads of blocks
+	pipeline.Summary
+}
+
+func (a *app) infoCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "info DIR",
+		Short: "Tell what a spool holds: when, where, how much, and what was lost",
+		Long: `Tells what a spool holds: where it was recorded, its sessions, events by kind, the account of every hook
+(seen = stored + dropped + missed + filtered), and the holes. It reads little more than the heads of blocks.
+A session that was not ended in order (its recorder was killed, or is still at work) says so.`,
+		Example:           "  tcbee-export spool info /var/lib/tcbee\n  tcbee-export spool info /var/lib/tcbee --json | jq .hooks",
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: dirs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.inspect(cmd, args, pipeline.Inspect)
+		},
+	}
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+func (a *app) verifyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "verify DIR",
+		Short: "Read everything in a spool and check it",
+		Long: `Decodes every block of a spool and checks every checksum, every record, every directory of connections and the
+order that the recording promises. Each place that cannot be read is named, and the exit status is then 4.`,
+		Example:           "  tcbee-export spool verify /var/lib/tcbee",
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: dirs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.inspect(cmd, args, pipeline.Verify)
+		},
+	}
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+type inspection = func(context.Context, *spool.Reader, pipeline.Progress) (pipeline.Summary, error)
+
+func (a *app) inspect(cmd *cobra.Command, args []string, inspect inspection) (err error) {
+	if err := a.load(cmd.Flags()); err != nil {
+		return err
+	}
+	ctx := cmd.Context()
+	r, dir, err := a.openSpool(ctx, args)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, spoolError(dir, r.Close())) }()
+	progress, done := a.progress(cmd.Name(), true)
+	sum, err := inspect(ctx, r, progress)
+	done()
+	if err != nil {
+		return err
+	}
+	rep := spoolReport{
+		Dir: dir, Version: spool.Version, Segments: r.Segments(), Cursors: []spool.Cursor{},
+		Verified: cmd.Name() == "verify", Summary: sum,
+	}
+	for _, s := range rep.Segments {
+		rep.DeviceBytes += s.Device
+		if s.Meta != nil {
+			rep.Meta = *s.Meta // the newest
+		}
+	}
+	if live, err := spool.LiveStats(ctx, dir); err == nil {
+		rep.Recording, rep.DeviceBytes = true, live.DeviceBytes
+	}
+	if cursors, err := spool.Cursors(dir); err == nil && cursors != nil {
+		rep.Cursors = cursors
+	}
+	if a.json {
+		err = printJSON(a.stdout, rep)
+	} else if rep.Verified && len(sum.Damaged) == 0 {
+		_, err = fmt.Fprintf(a.stdout, "%s: ok: %d blocks, %s events, %s late\n", dir, sum.Blocks, count(sum.Events), count(sum.Late))
+	} else if !rep.Verified {
+		a.printInfo(a.stdout, &rep)
+	}
+	return errors.Join(err, damageError(sum.Damaged))
+}
+
+// printInfo prints the report for a person.
+func (a *app) printInfo(w io.Writer, rep *spoolReport) {
+	width := terminalWidth(w)
+	line := func(name, format string, args ...any) {
+		text := fmt.Sprintf(format, args...)
+		fmt.Fprintf(w, "%-12s%s\n", name, text)
+	}
+	line("spool", "%s (version %d)", rep.Dir, rep.Version)
+	if m := rep.Meta; m.Host != "" {
+		line("recorded on", "%s, kernel %s, by %s", m.Host, m.Kernel, m.Program)
+	}
+	if rep.Recording {
+		line("state", "being recorded")
+	}
+	line("blocks", "%s in %d segments, %s, %s on the device", count(uint64(rep.Blocks)), len(rep.Segments), bytesText(rep.EncodedBytes), bytesText(uint64(rep.DeviceBytes)))
+	if rep.Events > 0 {
+		line("events", "%s, %.1f bytes each (%s of records before encoding)", count(rep.Events),
+			float64(rep.EncodedBytes)/float64(rep.Events), bytesText(rep.RecordBytes))
+	}
+	for _, k := range slices.Sorted(maps.Keys(rep.Kinds)) {
+		line("", "%s %s", count(rep.Kinds[k]), k)
+	}
+	for _, c := range rep.Cursors {
+		line("cursor", "%s at block %d", c.Name, c.ID)
+	}
+	fmt.Fprintln(w)
+	t := &table{columns: []column{
+		{title: "session"}, {title: "start (UTC)"}, {title: "duration", right: true}, {title: "events", right: true},
+		{title: "blocks", right: true, rank: 1}, {title: "ended"},
+	}}
+	for i, s := range rep.Sessions {
+		ended := "in order"
+		switch {
+		case s.Complete:
+		case rep.Recording && i == len(rep.Sessions)-1:
+			ended = "not yet"
+		default:
+			ended = "no: recorder was killed; up to 1 s before that is missing"
+		}
+		t.add(s.ID, timeText(s.Start), durationText(s.End.Sub(s.Start)), count(s.Events), count(uint64(s.Blocks)), ended)
+	}
+	t.print(w, width)
+	if len(rep.Hooks) > 0 {
+		fmt.Fprintln(w)
+		hookTable(rep.Hooks).print(w, width)
+	}
+	if len(rep.Holes) > 0 {
+		fmt.Fprintln(w)
+		t := &table{columns: []column{{title: "lost", right: true}, {title: "cpu", right: true}, {title: "from (UTC)"}, {title: "for", right: true}}}
+		for _, h := range rep.Holes[:min(len(rep.Holes), maxHoles)] {
+			t.add(count(h.Count), fmt.Sprint(h.CPU), timeText(h.First), durationText(h.Last.Sub(h.First)))
+		}
+		t.print(w, width)
+		if n := len(rep.Holes) - maxHoles; n > 0 {
+			fmt.Fprintf(w, "and %d more holes (--json lists them all)\n", n)
+		}
+	} else if rep.Blocks > 0 {
+		fmt.Fprintln(w, "\nno holes: nothing was lost")
+	}
+}
+
+// maxHoles bounds the table of holes.
+const maxHoles = 20
