@@ -35,7 +35,7 @@ func (t *Table) segment(h *event.Header) {
 		out = h.Dir != event.DirIn
 	}
 	t.touch(c, h)
-	t.cookie(c, s, syn, ack, reversed)
+	t.cookie(c, s, syn, reversed)
 
 	d, dir := direction(out)
 	t.ev.Dir = dir
@@ -77,15 +77,16 @@ func (t *Table) reused(c *conn, s *event.Segment, out, ack bool) bool {
 	return !c.stated || c.quietEnd != EndNone
 }
 
-// cookie takes the socket's cookie from a packet that left it. Replies which the kernel
-// sends without the connection's socket (RST, ACKs of minisocks) can bear another cookie.
-func (t *Table) cookie(c *conn, s *event.Segment, syn, ack, reversed bool) {
+// cookie takes the socket's cookie from a packet that left it: that of a SYN-ACK's minisock
+// goes over to the socket it becomes. Replies which the kernel sends without the
+// connection's socket (RST, ACKs of TIME_WAIT) could bear another cookie.
+func (t *Table) cookie(c *conn, s *event.Segment, syn, reversed bool) {
 	if s.Cookie == 0 || s.Dir != event.DirOut || reversed || c.Vantage == VantageForwarder {
 		return
 	}
 	fresh := c.Vantage != VantageHost
 	c.Vantage = VantageHost
-	if c.Cookie == 0 && (syn && !ack || s.PayloadLen > 0) {
+	if c.Cookie == 0 && (syn || s.PayloadLen > 0) {
 		c.Cookie = s.Cookie
 		fresh = t.procs.join(&c.Connection, &c.syn, t.wall) || fresh
 	}

@@ -201,8 +201,14 @@ func (t *Table) transition(h *event.Header, i *event.Incident) *conn {
 		}
 		if i.OldState == event.SynRecv && c.Role == RoleUnknown {
 			c.Role = RoleServer
+		}
+		if c.PID == 0 {
+			t.procs.take(&c.Connection, i)
+		}
+		if c.Role == RoleServer {
 			t.procs.accept(&c.Connection)
 		}
+		c.Opened = c.Opened || i.OldState == event.SynSent || i.OldState == event.SynRecv
 		t.established(c)
 		return c
 	case event.Closed:

@@ -72,7 +72,6 @@ type Table struct {
 
 	now     uint64
 	anchor  event.Anchor
-	inside  bool // a session is open
 	stated  bool // this session has inet_sock_set_state
 	host    Host
 	ids     uint64
@@ -184,7 +183,19 @@ func (t *Table) Finish() {
 			t.retire(c, c.End)
 		}
 	}
+	clear(t.lingering)
 	t.lingering, t.lingered = t.lingering[:0], 0
+	for _, c := range t.order {
+		if !c.Ended && c.quietEnd == EndClosed {
+			t.hush(c)
+		}
+	}
+}
+
+// hush ends a connection of which the packets, but not the socket, said that it ended.
+func (t *Table) hush(c *conn) {
+	c.Closed, c.End, c.State = c.quietSince, c.quietEnd, event.Closed
+	t.retire(c, c.End)
 }
 
 // anchored takes the clock. The start of a session ends all connections of the one before.
@@ -198,15 +209,11 @@ func (t *Table) anchored(a *event.Anchor) {
 		}
 		t.now, t.stated, t.idleCheck = a.Time, false, 0
 		t.procs.clear()
-		if !t.inside {
-			t.inside = true
-		}
 		t.host = Host{Session: a.Session, Start: a.Time, StartWall: a.Realtime}
 	}
 	t.anchor = *a
 	t.advance(a.Time)
 	if a.Phase == event.AnchorEnd {
-		t.inside = false
 		t.Finish()
 	}
 }
@@ -424,8 +431,7 @@ func (t *Table) sweep() {
 		quiet := t.now - c.Last
 		switch {
 		case c.quietEnd != EndNone && quiet >= linger:
-			c.Closed, c.End, c.State = c.quietSince, c.quietEnd, event.Closed
-			t.retire(c, c.End)
+			t.hush(c)
 		case quiet >= idle, quiet >= handshake && c.half():
 			t.retire(c, EndIdle)
 		}
