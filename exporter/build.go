@@ -71,8 +71,7 @@ type track struct {
 	ts     int64                         // delta only: time of the last points
 }
 
-// NewBuilder returns a Builder. cfg must be valid; of it Attributes, Temporality and Resource
-// are used. res.ServiceVersion is the instrumentation scope's version too.
+// NewBuilder returns a Builder. cfg must be valid; of it Points is used. res.ServiceVersion is the instrumentation scope's version too.
 func NewBuilder(cfg Config, res Resource) *Builder {
 	b := &Builder{
 		attributes: slices.Clone(cfg.Attributes),

@@ -54,6 +54,11 @@ type Config struct {
 	Retry   RetryConfig   `mapstructure:"retry"`
 	Queue   QueueConfig   `mapstructure:"queue"`
 
+	Points `mapstructure:",squash"`
+}
+
+// Points says how data points are made, wherever they go. Its keys stand beside those of Config.
+type Points struct {
 	// Interval is the time between two collections, in the time of the events.
 	Interval time.Duration `mapstructure:"interval"`
 	// Temporality of counters: cumulative or delta.
@@ -123,6 +128,13 @@ func DefaultConfig() Config {
 			BatchSize: 8192,
 			Drain:     5 * time.Second,
 		},
+		Points: DefaultPoints(),
+	}
+}
+
+// DefaultPoints returns the defaults of Points.
+func DefaultPoints() Points {
+	return Points{
 		Interval:    10 * time.Second,
 		Temporality: Cumulative,
 		Attributes:  DefaultAttributes(),
@@ -203,21 +215,32 @@ func (c Config) Validate() error {
 	if c.Queue.Drain < 0 {
 		fault("queue.drain", "%v is below zero", c.Queue.Drain)
 	}
-	if c.Interval < minInterval {
-		fault("interval", "%v is below the minimum %v", c.Interval, minInterval)
+	return errors.Join(append(errs, c.faults()...)...)
+}
+
+// Validate reports all faults, each by its key path. It changes nothing.
+func (p Points) Validate() error { return errors.Join(p.faults()...) }
+
+func (p Points) faults() []error {
+	var errs []error
+	fault := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("export."+key+": "+format, args...))
 	}
-	switch c.Temporality {
+	if p.Interval < minInterval {
+		fault("interval", "%v is below the minimum %v", p.Interval, minInterval)
+	}
+	switch p.Temporality {
 	case Cumulative, Delta:
 	default:
-		fault("temporality", "%q is neither cumulative nor delta", c.Temporality)
+		fault("temporality", "%q is neither cumulative nor delta", p.Temporality)
 	}
-	errs = append(errs, validateAttributes(c.Attributes)...)
-	for _, key := range slices.Sorted(maps.Keys(c.Resource)) {
+	errs = append(errs, validateAttributes(p.Attributes)...)
+	for _, key := range slices.Sorted(maps.Keys(p.Resource)) {
 		if key == "" {
 			fault("resource", "an attribute has no name")
 		}
 	}
-	return errors.Join(errs...)
+	return errs
 }
 
 // Synchronous returns c without a queue and with a short patience, for a run that has an end
