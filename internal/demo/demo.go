@@ -124,7 +124,7 @@ func show(ctx context.Context, o Options, spool string) error {
 The spool is kept in %s. Look at it again:
   %s replay %[1]s --output terminal
   %[2]s spool info %[1]s
-  rm -r %s
+  rm -r %[3]s
 `, spool, name, filepath.Dir(spool))
 	return nil
 }
