@@ -126,6 +126,11 @@ func (in *inspector) block(src []byte) error {
 	if err != nil {
 		return err
 	}
+	if info.Anchored && (len(in.Sessions) == 0 || info.Anchor.Session != in.session) {
+		if err := in.begin(&info); err != nil {
+			return err
+		}
+	}
 	// Whole records are looked at only where they tell of sessions or losses.
 	whole := in.verify || info.Kinds[event.KindLost] > 0 || info.Kinds[event.KindAnchor] > 0
 	if whole {
@@ -160,15 +165,12 @@ func (in *inspector) block(src []byte) error {
 			in.Kinds[event.Kind(k).String()] += n
 		}
 	}
-	if info.Anchored && (len(in.Sessions) == 0 || info.Anchor.Session != in.session) {
-		in.begin(info.Anchor.Session, &info, info.First) // its beginning is gone by retention
-	}
 	if n := len(in.Sessions); n > 0 {
 		s := &in.Sessions[n-1]
 		s.Events += events
 		s.Blocks++
 		if last, ok := info.Wall(info.Last); ok && last.After(s.End) {
-			s.End = last
+			s.End = last.UTC()
 		}
 	}
 	return nil
@@ -191,23 +193,24 @@ func (in *inspector) account() error {
 	return nil
 }
 
-func (in *inspector) begin(session uint64, info *block.Info, at uint64) {
-	start, _ := info.Wall(at)
-	in.session = session
-	in.Sessions = append(in.Sessions, Session{ID: fmt.Sprintf("%016x", session), Start: start.UTC(), End: start.UTC()})
+// begin opens a session with the first of its blocks that is there.
+func (in *inspector) begin(info *block.Info) error {
+	if err := in.account(); err != nil {
+		return err
+	}
+	in.tally.fold()
+	in.mark = 0
+	in.session = info.Anchor.Session
+	start, _ := info.Wall(info.First)
+	in.Sessions = append(in.Sessions, Session{ID: fmt.Sprintf("%016x", in.session), Start: start.UTC(), End: start.UTC()})
+	return nil
 }
 
 func (in *inspector) record(h *event.Header, info *block.Info) {
 	switch h.Kind {
 	case event.KindAnchor:
-		switch a := h.Anchor(); a.Phase {
-		case event.AnchorStart:
-			in.begin(a.Session, info, h.Time)
-			in.mark = 0
-		case event.AnchorEnd:
-			if n := len(in.Sessions); n > 0 && a.Session == in.session {
-				in.Sessions[n-1].Complete = true
-			}
+		if n := len(in.Sessions); n > 0 && h.Anchor().Phase == event.AnchorEnd {
+			in.Sessions[n-1].Complete = true
 		}
 	case event.KindLost:
 		l := h.Lost()

@@ -27,6 +27,7 @@ type reader struct {
 
 	ended    func(*processors.Table) // called at the end of a session, may be nil
 	interval uint64                  // ns between collections
+	session  uint64                  // the one that is open, or was last
 	next     uint64                  // time of the next collection; 0: no session is open
 	last     uint64                  // newest time seen in the session
 	sinkErr  func(error) error
@@ -61,9 +62,17 @@ func (r *reader) fresh() error {
 // feed decodes a block and works off its records. An error of the decoder leaves everything as
 // it was; one of the sink is a *SinkError.
 func (r *reader) feed(ctx context.Context, src []byte) error {
-	var err error
+	info, err := block.ReadInfo(src)
+	if err != nil {
+		return err
+	}
 	if r.buf, err = r.dec.Decode(r.buf[:0], src); err != nil {
 		return err
+	}
+	if info.Anchored && (r.next == 0 || info.Anchor.Session != r.session) {
+		if err := r.start(ctx, &info.Anchor); err != nil {
+			return err
+		}
 	}
 	for raw := r.buf; len(raw) > 0; {
 		h := event.At(raw)
@@ -73,8 +82,7 @@ func (r *reader) feed(ctx context.Context, src []byte) error {
 			err = r.advance(ctx, h.Time)
 		case event.KindAnchor:
 			switch h.Anchor().Phase {
-			case event.AnchorStart:
-				err = r.start(ctx, h)
+			case event.AnchorStart: // the block's own anchor has opened the session
 			case event.AnchorEnd:
 				err = r.end(ctx, h)
 			default:
@@ -93,19 +101,21 @@ func (r *reader) feed(ctx context.Context, src []byte) error {
 	return nil
 }
 
-// start opens a session. One that has not ended is ended first: its recorder was killed.
-func (r *reader) start(ctx context.Context, anchor *event.Header) error {
+// start opens a session, from the anchor of its first block that is there: the very first may be gone
+// by retention. A session that has not ended is ended first: its recorder was killed.
+func (r *reader) start(ctx context.Context, a *block.Anchor) error {
 	if err := r.close(ctx); err != nil {
 		return err
 	}
 	if err := r.fresh(); err != nil {
 		return err
 	}
-	r.table.Observe(anchor)
-	r.last = anchor.Time
+	anchor := event.Anchor{Session: a.Session, Realtime: a.Realtime, TAI: a.TAI, Uncertainty: a.Uncertainty, Phase: event.AnchorStart}
+	anchor.Header = event.Header{Time: a.Time, Kind: event.KindAnchor, Size: uint16(event.AnchorSize)}
+	r.table.Observe(&anchor.Header)
+	r.session, r.last = a.Session, a.Time
 	// Collections lie on whole multiples of the interval of the wall clock.
-	phase := uint64(anchor.Anchor().Realtime) % r.interval
-	r.next = anchor.Time + r.interval - phase
+	r.next = a.Time + r.interval - uint64(a.Realtime)%r.interval
 	return nil
 }
 

@@ -37,22 +37,18 @@ func (t *Tally) Block(info *block.Info) {
 	}
 }
 
-// Observe takes note of Accounting records and of where sessions begin; it needs no others.
+// Observe takes note of Accounting records; it needs no others.
 func (t *Tally) Observe(h *event.Header) {
-	switch h.Kind {
-	case event.KindAnchor:
-		if h.Anchor().Phase == event.AnchorStart {
-			t.fold()
-		}
-	case event.KindAccounting:
-		for int(h.CPU) >= len(t.cpus) {
-			t.cpus = append(t.cpus, [event.Hooks]event.Counters{})
-		}
-		t.cpus[h.CPU] = h.Accounting().Hook
+	if h.Kind != event.KindAccounting {
+		return
 	}
+	for int(h.CPU) >= len(t.cpus) {
+		t.cpus = append(t.cpus, [event.Hooks]event.Counters{})
+	}
+	t.cpus[h.CPU] = h.Accounting().Hook
 }
 
-// fold moves the present session's counters to those of the sessions before.
+// fold ends a session: the counters of the next one begin at zero.
 func (t *Tally) fold() {
 	t.ended = t.counters()
 	t.cpus = t.cpus[:0]
