@@ -67,7 +67,6 @@ type object struct {
 	coll *ebpf.Collection // the maps and the program flush
 	more []*ebpf.Collection
 	cpus int
-	log  uint32
 }
 
 // settings become constants of the programs.
@@ -108,6 +107,7 @@ func loadObject(cfg Config, set settings) (*object, error) {
 		}
 	}
 	base := spec.Copy()
+	withoutGenerator(base)
 	base.Programs = map[string]*ebpf.ProgramSpec{programsProgFlush: spec.Programs[programsProgFlush].Copy()}
 	coll, err := ebpf.NewCollection(base)
 	if err != nil {
@@ -119,6 +119,7 @@ func loadObject(cfg Config, set settings) (*object, error) {
 // load loads one program by name; it shares the maps with all others.
 func (o *object) load(name string, verbose bool) (*ebpf.Program, error) {
 	one := o.spec.Copy()
+	withoutGenerator(one)
 	one.Programs = map[string]*ebpf.ProgramSpec{name: o.spec.Programs[name].Copy()}
 	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: maps.Clone(o.coll.Maps)})
 	if err != nil {
@@ -126,6 +127,12 @@ func (o *object) load(name string, verbose bool) (*ebpf.Program, error) {
 	}
 	o.more = append(o.more, coll)
 	return coll.Programs[name], nil
+}
+
+// withoutGenerator leaves out the maps that only the generator of load uses.
+func withoutGenerator(spec *ebpf.CollectionSpec) {
+	delete(spec.Maps, programsMapFlows)
+	delete(spec.Maps, programsMapLoads)
 }
 
 func (o *object) close() {

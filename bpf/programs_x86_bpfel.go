@@ -19,6 +19,24 @@ type programsControl struct {
 	Pad    uint32
 }
 
+type programsFlow struct {
+	_      structs.HostLayout
+	Seq    uint32
+	Ack    uint32
+	TsData uint32
+	TsAck  uint32
+	Events uint32
+	Id     uint16
+	Window uint16
+}
+
+type programsLoad struct {
+	_      structs.HostLayout
+	Count  uint64
+	Flow   uint32
+	Random uint32
+}
+
 type programsSlot struct {
 	_        structs.HostLayout
 	Busy     uint32
@@ -55,15 +73,27 @@ type programsSockState struct {
 	Comm   [16]uint8
 }
 
+type programsTuple struct {
+	_     structs.HostLayout
+	Saddr uint32
+	Daddr uint32
+	Sport uint16
+	Dport uint16
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	programsMapControls          = "controls"
+	programsMapFlows             = "flows"
+	programsMapLoads             = "loads"
 	programsMapRing              = "ring"
 	programsMapSlots             = "slots"
 	programsMapSockStates        = "sock_states"
 	programsProgFlush            = "flush"
+	programsProgGenerate         = "generate"
+	programsProgGenerateSamples  = "generate_samples"
 	programsProgInetSockSetState = "inet_sock_set_state"
 	programsProgTcEgress         = "tc_egress"
 	programsProgTcEgressL3       = "tc_egress_l3"
@@ -75,11 +105,14 @@ const (
 	programsProgTcpRetransmitSkb = "tcp_retransmit_skb"
 	programsVarCfgChangesOnly    = "cfg_changes_only"
 	programsVarCfgChecksum       = "cfg_checksum"
+	programsVarCfgFlows          = "cfg_flows"
+	programsVarCfgGenerate       = "cfg_generate"
 	programsVarCfgHz             = "cfg_hz"
 	programsVarCfgLinkNetns      = "cfg_link_netns"
 	programsVarCfgNetns          = "cfg_netns"
 	programsVarCfgPackets        = "cfg_packets"
 	programsVarCfgTransmit       = "cfg_transmit"
+	programsVarCfgTuple          = "cfg_tuple"
 	programsVarCfgWake           = "cfg_wake"
 )
 
@@ -126,6 +159,8 @@ type programsSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsProgramSpecs struct {
 	Flush            *ebpf.ProgramSpec `ebpf:"flush"`
+	Generate         *ebpf.ProgramSpec `ebpf:"generate"`
+	GenerateSamples  *ebpf.ProgramSpec `ebpf:"generate_samples"`
 	InetSockSetState *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
 	TcEgress         *ebpf.ProgramSpec `ebpf:"tc_egress"`
 	TcEgressL3       *ebpf.ProgramSpec `ebpf:"tc_egress_l3"`
@@ -142,6 +177,8 @@ type programsProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsMapSpecs struct {
 	Controls   *ebpf.MapSpec `ebpf:"controls"`
+	Flows      *ebpf.MapSpec `ebpf:"flows"`
+	Loads      *ebpf.MapSpec `ebpf:"loads"`
 	Ring       *ebpf.MapSpec `ebpf:"ring"`
 	Slots      *ebpf.MapSpec `ebpf:"slots"`
 	SockStates *ebpf.MapSpec `ebpf:"sock_states"`
@@ -153,11 +190,14 @@ type programsMapSpecs struct {
 type programsVariableSpecs struct {
 	CfgChangesOnly *ebpf.VariableSpec `ebpf:"cfg_changes_only"`
 	CfgChecksum    *ebpf.VariableSpec `ebpf:"cfg_checksum"`
+	CfgFlows       *ebpf.VariableSpec `ebpf:"cfg_flows"`
+	CfgGenerate    *ebpf.VariableSpec `ebpf:"cfg_generate"`
 	CfgHz          *ebpf.VariableSpec `ebpf:"cfg_hz"`
 	CfgLinkNetns   *ebpf.VariableSpec `ebpf:"cfg_link_netns"`
 	CfgNetns       *ebpf.VariableSpec `ebpf:"cfg_netns"`
 	CfgPackets     *ebpf.VariableSpec `ebpf:"cfg_packets"`
 	CfgTransmit    *ebpf.VariableSpec `ebpf:"cfg_transmit"`
+	CfgTuple       *ebpf.VariableSpec `ebpf:"cfg_tuple"`
 	CfgWake        *ebpf.VariableSpec `ebpf:"cfg_wake"`
 }
 
@@ -182,6 +222,8 @@ func (o *programsObjects) Close() error {
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsMaps struct {
 	Controls   *ebpf.Map `ebpf:"controls"`
+	Flows      *ebpf.Map `ebpf:"flows"`
+	Loads      *ebpf.Map `ebpf:"loads"`
 	Ring       *ebpf.Map `ebpf:"ring"`
 	Slots      *ebpf.Map `ebpf:"slots"`
 	SockStates *ebpf.Map `ebpf:"sock_states"`
@@ -190,6 +232,8 @@ type programsMaps struct {
 func (m *programsMaps) Close() error {
 	return _ProgramsClose(
 		m.Controls,
+		m.Flows,
+		m.Loads,
 		m.Ring,
 		m.Slots,
 		m.SockStates,
@@ -202,11 +246,14 @@ func (m *programsMaps) Close() error {
 type programsVariables struct {
 	CfgChangesOnly *ebpf.Variable `ebpf:"cfg_changes_only"`
 	CfgChecksum    *ebpf.Variable `ebpf:"cfg_checksum"`
+	CfgFlows       *ebpf.Variable `ebpf:"cfg_flows"`
+	CfgGenerate    *ebpf.Variable `ebpf:"cfg_generate"`
 	CfgHz          *ebpf.Variable `ebpf:"cfg_hz"`
 	CfgLinkNetns   *ebpf.Variable `ebpf:"cfg_link_netns"`
 	CfgNetns       *ebpf.Variable `ebpf:"cfg_netns"`
 	CfgPackets     *ebpf.Variable `ebpf:"cfg_packets"`
 	CfgTransmit    *ebpf.Variable `ebpf:"cfg_transmit"`
+	CfgTuple       *ebpf.Variable `ebpf:"cfg_tuple"`
 	CfgWake        *ebpf.Variable `ebpf:"cfg_wake"`
 }
 
@@ -215,6 +262,8 @@ type programsVariables struct {
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsPrograms struct {
 	Flush            *ebpf.Program `ebpf:"flush"`
+	Generate         *ebpf.Program `ebpf:"generate"`
+	GenerateSamples  *ebpf.Program `ebpf:"generate_samples"`
 	InetSockSetState *ebpf.Program `ebpf:"inet_sock_set_state"`
 	TcEgress         *ebpf.Program `ebpf:"tc_egress"`
 	TcEgressL3       *ebpf.Program `ebpf:"tc_egress_l3"`
@@ -229,6 +278,8 @@ type programsPrograms struct {
 func (p *programsPrograms) Close() error {
 	return _ProgramsClose(
 		p.Flush,
+		p.Generate,
+		p.GenerateSamples,
 		p.InetSockSetState,
 		p.TcEgress,
 		p.TcEgressL3,

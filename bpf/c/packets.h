@@ -10,18 +10,14 @@ const volatile __u8 cfg_transmit = 1;    /* sample the socket of sent segments *
 const volatile __u8 cfg_checksum = 0;
 const volatile __u64 cfg_link_netns = 0; /* namespace of the interfaces, 0 unknown */
 
-/* What parse found. Pointers lead into the packet or to the copies. */
+/* Where the headers are and what lies around them; only numbers, so that the verifier can merge paths. */
 struct packet {
-	struct iphdr *ip4;
-	struct ipv6hdr *ip6;
-	struct tcphdr *tcp;
-	__u64 family; /* 4 or 6: which of ip4 and ip6 is set */
-	__u64 l3;     /* offset of the IP header */
-	__u64 l4;     /* offset of the TCP header */
+	__u32 l3; /* offset of the IP header */
+	__u32 l4; /* offset of the TCP header, 0: there is none */
 	__u16 vlan;
 	__u16 vlan_inner;
 	__u16 frag;
-	__u16 pad;
+	__u16 family; /* 4 or 6 */
 };
 
 /* Copies of headers that are not in the linear part of the skb. */
@@ -31,7 +27,125 @@ struct copies {
 		struct ipv6hdr ip6;
 	} ip;
 	struct tcphdr tcp;
+	__u32 pad;
 };
+
+/*
+ * Finds the TCP header of any packet: VLAN tags, IPv4 options, IPv6 extension
+ * headers, headers outside of the linear part. l4 stays 0 if there is none
+ * (not TCP, a later fragment, cut short). A global function: verified once.
+ */
+__noinline int find_tcp(struct __sk_buff *skb, struct packet *p, int l2)
+{
+	__u32 off = 0;
+	__u16 proto = skb->protocol;
+	union {
+		struct vlan_hdr vlan;
+		struct iphdr ip4;
+		struct ipv6hdr ip6;
+		__u8 ext[4];
+	} u;
+	__u8 next;
+
+	if (!p)
+		return 0;
+	p->vlan = p->vlan_inner = 0xffff;
+	p->frag = 0;
+	p->family = 0;
+	p->l3 = p->l4 = 0;
+	if (l2) {
+		off = offset_of(struct ethhdr, h_proto);
+		if (bpf_skb_load_bytes(skb, off, &proto, sizeof(proto)))
+			return 0;
+		off += sizeof(proto);
+		if (skb->vlan_present)
+			p->vlan = skb->vlan_tci;
+		for (int i = 0; i < 3; i++) {
+			if (proto != bpf_ntohs(ETH_P_8021Q) && proto != bpf_ntohs(ETH_P_8021AD))
+				break;
+			if (bpf_skb_load_bytes(skb, off, &u.vlan, sizeof(u.vlan)))
+				return 0;
+			if (p->vlan == 0xffff)
+				p->vlan = bpf_ntohs(u.vlan.tci);
+			else if (p->vlan_inner == 0xffff)
+				p->vlan_inner = bpf_ntohs(u.vlan.tci);
+			proto = u.vlan.proto;
+			off += sizeof(u.vlan);
+		}
+	}
+	p->l3 = off;
+	if (proto == bpf_ntohs(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(skb, off, &u.ip4, sizeof(u.ip4)) || u.ip4.protocol != IPPROTO_TCP)
+			return 0;
+		p->frag = bpf_ntohs(u.ip4.frag_off);
+		if (p->frag & 0x1fff)
+			return 0;
+		p->family = 4;
+		p->l4 = off + (u.ip4.ver_ihl & 15) * 4;
+		return 0;
+	}
+	if (proto != bpf_ntohs(ETH_P_IPV6) || bpf_skb_load_bytes(skb, off, &u.ip6, sizeof(u.ip6)))
+		return 0;
+	next = u.ip6.nexthdr;
+	off += sizeof(u.ip6);
+	for (int i = 0; i < 8 && next != IPPROTO_TCP; i++) {
+		if (bpf_skb_load_bytes(skb, off, u.ext, sizeof(u.ext)))
+			return 0;
+		switch (next) {
+		case IPPROTO_HOPOPTS:
+		case IPPROTO_ROUTING:
+		case IPPROTO_DSTOPTS:
+			off += (u.ext[1] + 1) * 8;
+			break;
+		case IPPROTO_AH:
+			off += (u.ext[1] + 2) * 4;
+			break;
+		case IPPROTO_FRAGMENT:
+			p->frag = u.ext[2] << 8 | u.ext[3];
+			if (p->frag & 0xfff8)
+				return 0;
+			off += 8;
+			break;
+		default:
+			return 0;
+		}
+		next = u.ext[0];
+	}
+	if (next != IPPROTO_TCP)
+		return 0;
+	p->family = 6;
+	p->l4 = off;
+	return 0;
+}
+
+/* The common case, in place: Ethernet and IP without tags, options, extensions and fragments. */
+static __always_inline int find_tcp_fast(struct __sk_buff *skb, struct packet *p)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct ethhdr *eth = data;
+	struct iphdr *ip4 = data + sizeof(*eth);
+	struct ipv6hdr *ip6 = data + sizeof(*eth);
+
+	if ((void *)(ip4 + 1) > end || skb->vlan_present)
+		return 0;
+	if (eth->h_proto == bpf_ntohs(ETH_P_IP)) {
+		if (ip4->ver_ihl != 0x45 || ip4->protocol != IPPROTO_TCP || ip4->frag_off & bpf_ntohs(0x3fff))
+			return 0;
+		p->frag = bpf_ntohs(ip4->frag_off);
+		p->family = 4;
+		p->l4 = sizeof(*eth) + sizeof(*ip4);
+	} else if (eth->h_proto == bpf_ntohs(ETH_P_IPV6) && (void *)(ip6 + 1) <= end && ip6->nexthdr == IPPROTO_TCP) {
+		p->frag = 0;
+		p->family = 6;
+		p->l4 = sizeof(*eth) + sizeof(*ip6);
+	} else {
+		return 0;
+	}
+	p->l3 = sizeof(*eth);
+	p->vlan = p->vlan_inner = 0xffff;
+	return 1;
+}
 
 /* Returns size bytes at off: in place where they are linear, else copied to buf; NULL past the end. */
 static __always_inline void *bytes_at(struct __sk_buff *skb, __u32 off, void *buf, __u32 size)
@@ -39,109 +153,14 @@ static __always_inline void *bytes_at(struct __sk_buff *skb, __u32 off, void *bu
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
 
-	if (off > 1024)
+	/* A jumbo's extension headers end before this. */
+	if (off > 4096)
 		return NULL;
 	if (likely(data + off + size <= end))
 		return data + off;
 	if (bpf_skb_load_bytes(skb, off, buf, size))
 		return NULL;
 	return buf;
-}
-
-/* Finds the TCP header; 0 if there is none (not TCP, a later fragment, cut short). */
-static __always_inline int parse(struct __sk_buff *skb, struct packet *p, struct copies *c, int l2)
-{
-	__u32 off = 0;
-	__u16 proto;
-	__u8 next;
-
-	p->vlan = p->vlan_inner = 0xffff;
-	p->frag = 0;
-	p->family = 0;
-	p->ip4 = NULL;
-	p->ip6 = NULL;
-	if (l2) {
-		struct ethhdr copy, *eth = bytes_at(skb, 0, &copy, sizeof(copy));
-
-		if (!eth)
-			return 0;
-		proto = eth->h_proto;
-		off = sizeof(*eth);
-		if (skb->vlan_present)
-			p->vlan = skb->vlan_tci;
-		for (int i = 0; i < 3; i++) {
-			struct vlan_hdr tag, *t;
-
-			if (likely(proto != bpf_ntohs(ETH_P_8021Q) && proto != bpf_ntohs(ETH_P_8021AD)))
-				break;
-			t = bytes_at(skb, off, &tag, sizeof(tag));
-			if (!t)
-				return 0;
-			if (p->vlan == 0xffff)
-				p->vlan = bpf_ntohs(t->tci);
-			else if (p->vlan_inner == 0xffff)
-				p->vlan_inner = bpf_ntohs(t->tci);
-			proto = t->proto;
-			off += sizeof(tag);
-		}
-	} else {
-		proto = skb->protocol;
-	}
-	p->l3 = off;
-	if (proto == bpf_ntohs(ETH_P_IP)) {
-		struct iphdr *ip = bytes_at(skb, off, &c->ip.ip4, sizeof(*ip));
-
-		if (!ip || ip->protocol != IPPROTO_TCP)
-			return 0;
-		p->frag = bpf_ntohs(ip->frag_off);
-		if (p->frag & 0x1fff)
-			return 0;
-		p->ip4 = ip;
-		p->family = 4;
-		off += (ip->ver_ihl & 15) * 4;
-	} else if (proto == bpf_ntohs(ETH_P_IPV6)) {
-		struct ipv6hdr *ip = bytes_at(skb, off, &c->ip.ip6, sizeof(*ip));
-
-		if (!ip)
-			return 0;
-		p->ip6 = ip;
-		p->family = 6;
-		next = ip->nexthdr;
-		off += sizeof(*ip);
-		for (int i = 0; i < 6 && unlikely(next != IPPROTO_TCP); i++) {
-			__u8 copy[4], *e;
-
-			e = bytes_at(skb, off, copy, sizeof(copy));
-			if (!e)
-				return 0;
-			switch (next) {
-			case IPPROTO_HOPOPTS:
-			case IPPROTO_ROUTING:
-			case IPPROTO_DSTOPTS:
-				off += (e[1] + 1) * 8;
-				break;
-			case IPPROTO_AH:
-				off += (e[1] + 2) * 4;
-				break;
-			case IPPROTO_FRAGMENT:
-				p->frag = e[2] << 8 | e[3];
-				if (p->frag & 0xfff8)
-					return 0;
-				off += 8;
-				break;
-			default:
-				return 0;
-			}
-			next = e[0];
-		}
-		if (next != IPPROTO_TCP)
-			return 0;
-	} else {
-		return 0;
-	}
-	p->l4 = off;
-	p->tcp = bytes_at(skb, off, &c->tcp, sizeof(c->tcp));
-	return p->tcp != NULL;
 }
 
 /* Copies n option bytes (n a multiple of 4, at most 40) and zeroes up to the next multiple of 8. */
@@ -167,176 +186,217 @@ static __always_inline void copy_options(struct __sk_buff *skb, __u32 off, __u32
 	bpf_skb_load_bytes(skb, off, dst, n);
 }
 
-/* The payload of the whole skb, and the wire segments that it is. */
-static __always_inline __u32 payload(struct __sk_buff *skb, struct packet *p, __u32 tcp_len)
+static __always_inline void copy_address(void *dst, const __be32 *src)
 {
-	__u32 total = p->family == 4 ? bpf_ntohs(p->ip4->tot_len) : bpf_ntohs(p->ip6->payload_len);
-	__u32 headers = p->l4 - p->l3 + tcp_len;
-
-	if (unlikely(!total))
-		total = skb->len - p->l3; /* longer than 16 bits can say: BIG TCP, jumbogram */
-	else if (p->family == 6)
-		total += sizeof(struct ipv6hdr);
-	return total > headers ? total - headers : 0;
+	for (int i = 0; i < 4; i++)
+		((__u32 *)dst)[i] = src[i];
 }
 
-static __always_inline int on_packet(struct __sk_buff *skb, __u32 hook, __u32 dir, int l2)
-{
-	struct tcp_sock *tp = NULL;
-	struct sock_state *st = NULL;
-	struct tcb_segment *r;
-	struct tcb_sample *m;
-	struct copies copies;
-	struct packet p;
-	struct slot *s;
-	__u64 now, cookie = 0;
-	__u32 tcp_len, n, len, seq, ack;
-	__u16 flags;
+/* What the socket of a packet is, as far as the hook knows it. */
+struct owner {
+	struct tcp_sock *tp;
+	struct sock_state *st;
+	__u64 cookie;
+	__u64 seq; /* of the segment among the socket's events */
+};
 
-	if (!parse(skb, &p, &copies, l2))
-		return TC_ACT_UNSPEC;
+/*
+ * Records a segment, and a sample of its socket if there is one. The same code
+ * for the hooks and for the load generator.
+ */
+static __always_inline void record_packet(struct __sk_buff *skb, struct packet *p, struct owner *o, __u32 hook,
+					  __u32 dir)
+{
+	__u32 tcp_len, n, len, total, seq, ack, l3 = p->l3, l4 = p->l4;
+	int sample = dir == TCB_DIR_OUT && cfg_transmit && o->tp;
+	struct copies copies;
+	struct tcb_segment *r;
+	struct tcphdr *tcp;
+	struct slot *s;
+	__u16 flags;
+	__u64 now;
+
+	s = take(cfg_packets ? hook : TCB_HOOK_TRANSMIT);
+	if (!s) {
+		if (sample && cfg_packets)
+			missed_also(TCB_HOOK_TRANSMIT);
+		return;
+	}
+	now = bpf_ktime_get_ns();
+	tcp = bytes_at(skb, l4, &copies.tcp, sizeof(copies.tcp));
+	r = room(s);
+	if (!tcp || !r)
+		goto out; /* not reached: l4 was found in the packet, and room makes room */
+	seq = bpf_ntohl(tcp->seq);
+	ack = bpf_ntohl(tcp->ack_seq);
+	flags = bpf_ntohs(tcp->off_flags);
+	tcp_len = flags >> 12 << 2;
 
 	if (dir == TCB_DIR_OUT) {
-		/*
-		 * skb->sk is the sender's. In a namespace that only forwards it
-		 * belongs to another one: that is not this side's socket.
-		 */
-		void *sk = skb->sk;
-
-		if (sk) {
-			tp = bpf_skc_to_tcp_sock(sk);
-			if (tp) {
-				struct sock *full = (struct sock *)tp;
-
-				if (full->__sk_common.skc_net.net->net_cookie != cfg_link_netns ||
-				    BITS(full, sk_type) != SOCK_STREAM) {
-					tp = NULL;
-				} else {
-					cookie = full->__sk_common.skc_cookie.counter;
-					if (!cookie)
-						cookie = bpf_get_socket_cookie(skb);
-					st = sock_state(full, cookie);
-				}
-			} else {
-				/* A SYN-ACK's: the connection will inherit its cookie. */
-				struct tcp_request_sock *rsk = bpf_skc_to_tcp_request_sock(sk);
-
-				if (rsk && rsk->req.req.__req_common.skc_net.net->net_cookie == cfg_link_netns)
-					cookie = bpf_get_socket_cookie(skb);
-			}
-		}
+		r->h.local_port = bpf_ntohs(tcp->source);
+		r->h.peer_port = bpf_ntohs(tcp->dest);
+	} else {
+		r->h.local_port = bpf_ntohs(tcp->dest);
+		r->h.peer_port = bpf_ntohs(tcp->source);
 	}
+	r->tcp_flags = flags & 0xfff;
+	r->window = bpf_ntohs(tcp->window);
+	r->urgent = bpf_ntohs(tcp->urg_ptr);
+	r->checksum = cfg_checksum ? bpf_ntohs(tcp->check) : 0;
+	if (p->family == 4) {
+		struct iphdr *ip = bytes_at(skb, l3, &copies.ip.ip4, sizeof(*ip));
 
-	seq = bpf_ntohl(p.tcp->seq);
-	ack = bpf_ntohl(p.tcp->ack_seq);
-	flags = bpf_ntohs(p.tcp->off_flags);
-	tcp_len = flags >> 12 << 2;
-	len = payload(skb, &p, tcp_len);
+		if (!ip)
+			goto out;
+		r->h.family = 4;
+		map4(dir == TCB_DIR_OUT ? r->h.local : r->h.peer, ip->saddr);
+		map4(dir == TCB_DIR_OUT ? r->h.peer : r->h.local, ip->daddr);
+		r->ip_id = bpf_ntohs(ip->id);
+		r->tos = ip->tos;
+		r->ttl = ip->ttl;
+		total = bpf_ntohs(ip->tot_len);
+	} else {
+		struct ipv6hdr *ip = bytes_at(skb, l3, &copies.ip.ip6, sizeof(*ip));
+		__u32 first;
+
+		if (!ip)
+			goto out;
+		first = bpf_ntohl(ip->ver_class_flow);
+		r->h.family = 6;
+		copy_address(dir == TCB_DIR_OUT ? r->h.local : r->h.peer, ip->saddr);
+		copy_address(dir == TCB_DIR_OUT ? r->h.peer : r->h.local, ip->daddr);
+		r->ip_id = first & 0xfffff;
+		r->tos = first >> 20;
+		r->ttl = ip->hop_limit;
+		total = bpf_ntohs(ip->payload_len);
+		if (total)
+			total += sizeof(*ip);
+	}
+	if (unlikely(!total))
+		total = skb->len - l3; /* longer than 16 bits can say: BIG TCP, jumbogram */
+	n = l4 - l3 + tcp_len;
+	len = total > n ? total - n : 0;
 
 	if (!cfg_packets)
 		goto sample;
-	s = take(hook);
-	if (!s)
-		goto sample;
-	now = bpf_ktime_get_ns();
-	r = room(s);
-	if (!r) {
-		skip(s, hook);
-		return TC_ACT_UNSPEC;
-	}
 	r->h.time = now;
-	r->h.cookie = cookie;
+	r->h.cookie = o->cookie;
 	r->h.netns = cfg_link_netns;
-	r->h.sock_seq = next_seq(st);
+	r->h.sock_seq = o->seq;
 	r->h.kind = TCB_SEGMENT;
 	r->h.hook = hook;
 	r->h.cpu = bpf_get_smp_processor_id();
 	r->h.dir = dir;
-	if (dir == TCB_DIR_OUT) {
-		r->h.local_port = bpf_ntohs(p.tcp->source);
-		r->h.peer_port = bpf_ntohs(p.tcp->dest);
-	} else {
-		r->h.local_port = bpf_ntohs(p.tcp->dest);
-		r->h.peer_port = bpf_ntohs(p.tcp->source);
-	}
-	if (p.family == 4) {
-		r->h.family = 4;
-		map4(dir == TCB_DIR_OUT ? r->h.local : r->h.peer, p.ip4->saddr);
-		map4(dir == TCB_DIR_OUT ? r->h.peer : r->h.local, p.ip4->daddr);
-		r->ip_id = bpf_ntohs(p.ip4->id);
-		r->tos = p.ip4->tos;
-		r->ttl = p.ip4->ttl;
-	} else {
-		__u32 first = bpf_ntohl(p.ip6->ver_class_flow);
-
-		r->h.family = 6;
-		__builtin_memcpy(dir == TCB_DIR_OUT ? r->h.local : r->h.peer, p.ip6->saddr, 16);
-		__builtin_memcpy(dir == TCB_DIR_OUT ? r->h.peer : r->h.local, p.ip6->daddr, 16);
-		r->ip_id = first & 0xfffff;
-		r->tos = first >> 20;
-		r->ttl = p.ip6->hop_limit;
-	}
-	r->ip_off = p.frag;
+	r->ip_off = p->frag;
 	r->seq = seq;
 	r->ack = ack;
 	r->payload_len = len;
 	r->ifindex = skb->ifindex;
-	r->tcp_flags = flags & 0xfff;
-	r->window = bpf_ntohs(p.tcp->window);
-	r->urgent = bpf_ntohs(p.tcp->urg_ptr);
-	r->checksum = cfg_checksum ? bpf_ntohs(p.tcp->check) : 0;
 	n = skb->gso_size;
 	r->gso_size = n;
+	r->gso_segs = 1;
 	if (n) {
 		__u32 segs = skb->gso_segs;
 
 		if (!segs)
 			segs = (len + n - 1) / n;
-		r->gso_segs = segs ? segs : 1;
-	} else {
-		r->gso_segs = 1;
+		if (segs)
+			r->gso_segs = segs;
 	}
-	r->vlan = p.vlan;
-	r->vlan_inner = p.vlan_inner;
+	r->vlan = p->vlan;
+	r->vlan_inner = p->vlan_inner;
 	r->wire_len = skb->len;
-	r->ip_len = p.l4 - p.l3;
+	r->ip_len = l4 - l3;
 	r->tcp_len = tcp_len;
 	n = tcp_len - sizeof(struct tcphdr);
 	if (n > TCB_OPTIONS_MAX)
-		n = 0;
+		n = 0; /* a data offset below 5: malformed */
 	r->options_len = n;
-	copy_options(skb, p.l4 + sizeof(struct tcphdr), n, r->options);
+	copy_options(skb, l4 + sizeof(struct tcphdr), n, r->options);
 	n = (offset_of(struct tcb_segment, options) + n + 7) & ~7U;
 	r->h.size = n;
 	keep(s, hook, n, now);
-	give(s);
-
 sample:
-	if (dir != TCB_DIR_OUT || !cfg_transmit || !tp)
-		return TC_ACT_UNSPEC;
-	s = take(TCB_HOOK_TRANSMIT);
-	if (!s)
-		return TC_ACT_UNSPEC;
-	now = bpf_ktime_get_ns();
-	if (cfg_changes_only && unchanged(tp, st)) {
-		skip(s, TCB_HOOK_TRANSMIT);
-		return TC_ACT_UNSPEC;
+	if (sample) {
+		struct tcb_sample *m;
+
+		if (cfg_packets)
+			s->seen[TCB_HOOK_TRANSMIT]++;
+		if (cfg_changes_only && unchanged(o->tp, o->st)) {
+			s->filtered[TCB_HOOK_TRANSMIT]++;
+			goto out;
+		}
+		m = room(s);
+		if (!m)
+			goto out;
+		fill_header(&m->h, (struct sock *)o->tp, TCB_HOOK_TRANSMIT, o->cookie, o->st, now);
+		m->h.kind = TCB_SAMPLE;
+		m->h.size = sizeof(*m);
+		m->h.dir = TCB_DIR_OUT;
+		fill_sample(m, o->tp, now);
+		m->trigger_seq = seq;
+		m->trigger_ack = ack;
+		m->trigger_len = len;
+		keep(s, TCB_HOOK_TRANSMIT, sizeof(*m), now);
 	}
-	m = room(s);
-	if (!m) {
-		skip(s, TCB_HOOK_TRANSMIT);
-		return TC_ACT_UNSPEC;
-	}
-	fill_header(&m->h, (struct sock *)tp, TCB_HOOK_TRANSMIT, cookie, st, now);
-	m->h.kind = TCB_SAMPLE;
-	m->h.size = sizeof(*m);
-	m->h.dir = TCB_DIR_OUT;
-	fill_sample(m, tp, now);
-	m->trigger_seq = seq;
-	m->trigger_ack = ack;
-	m->trigger_len = len;
-	keep(s, TCB_HOOK_TRANSMIT, sizeof(*m), now);
+out:
 	give(s);
+}
+
+/*
+ * Finds the socket that sent skb. In a namespace that only forwards, skb->sk
+ * still is the sender's of another namespace: that is not this side's socket.
+ */
+static __always_inline void find_owner(struct __sk_buff *skb, struct owner *o)
+{
+	void *sk = skb->sk;
+	struct sock *full;
+
+	if (!sk)
+		return;
+	o->tp = bpf_skc_to_tcp_sock(sk);
+	if (o->tp) {
+		full = (struct sock *)o->tp;
+		if (full->__sk_common.skc_net.net->net_cookie != cfg_link_netns ||
+		    BITS(full, sk_type) != SOCK_STREAM) {
+			o->tp = NULL;
+			return;
+		}
+		o->cookie = full->__sk_common.skc_cookie.counter;
+		if (unlikely(!o->cookie))
+			o->cookie = bpf_get_socket_cookie(skb);
+		o->st = sock_state(full, o->cookie);
+	} else {
+		/* A SYN-ACK's: the connection will inherit its cookie. */
+		struct tcp_request_sock *rsk = bpf_skc_to_tcp_request_sock(sk);
+
+		if (rsk && rsk->req.req.__req_common.skc_net.net->net_cookie == cfg_link_netns)
+			o->cookie = bpf_get_socket_cookie(skb);
+	}
+}
+
+static __always_inline int on_packet(struct __sk_buff *skb, __u32 hook, __u32 dir, int l2)
+{
+	struct owner owner = {};
+	struct packet p;
+
+	if (!l2 || !find_tcp_fast(skb, &p)) {
+		struct packet found = {};
+
+		find_tcp(skb, &found, l2);
+		if (!found.l4)
+			return TC_ACT_UNSPEC;
+		p = found;
+		if (p.l4 > 4096)
+			return TC_ACT_UNSPEC;
+	}
+	if (dir == TCB_DIR_OUT) {
+		find_owner(skb, &owner);
+		if (cfg_packets)
+			owner.seq = next_seq(owner.st);
+	}
+	if (cfg_packets || (owner.tp && cfg_transmit))
+		record_packet(skb, &p, &owner, hook, dir);
 	return TC_ACT_UNSPEC;
 }
 

@@ -3,6 +3,7 @@
 /* All programs in one object; user space loads those that it needs, each alone. */
 #include "packets.h"
 #include "events.h"
+#include "generate.h"
 
 /*
  * Sends what the slots of this CPU hold. Run by user space on one CPU after

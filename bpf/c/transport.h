@@ -78,15 +78,22 @@ static __always_inline void give(struct slot *s)
 #endif
 }
 
-/* Sends what the slot has gathered; the caller owns it. The slot is empty afterwards. */
-static __noinline int send(struct slot *s)
+/*
+ * Sends what the slot has gathered; the caller owns it. The slot is empty
+ * afterwards. A global function: verified once, not at each call.
+ */
+__noinline int send(struct slot *s)
 {
-	__u32 zero = 0, len = s->len, n = 0;
-	struct tcb_batch *b = &s->batch;
+	__u32 zero = 0, len, n = 0;
+	struct tcb_batch *b;
 	__u64 flags = BPF_RB_NO_WAKEUP;
 	struct control *c;
 	long err;
 
+	if (!s)
+		return 0;
+	b = &s->batch;
+	len = s->len;
 	if (len > SLOT_DATA || (!len && !b->lost_first))
 		return 0;
 	for (int i = 0; i < TCB_HOOKS; i++)
@@ -150,6 +157,16 @@ static __always_inline struct slot *take(__u32 hook)
 taken:
 	s->seen[hook]++;
 	return s;
+}
+
+/* Counts an event that would have had the slot that take did not give. */
+static __always_inline void missed_also(__u32 hook)
+{
+	__u32 i = bpf_get_smp_processor_id() * LEVELS;
+	struct slot *first = bpf_map_lookup_elem(&slots, &i);
+
+	if (first)
+		__sync_fetch_and_add(&first->over[hook], 1);
 }
 
 /* Returns room for one record of any kind in a slot that the caller owns. */
