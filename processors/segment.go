@@ -46,12 +46,10 @@ func (t *Table) segment(h *event.Header) {
 	if s.TCPFlags&event.RST != 0 {
 		t.reset(c, out)
 	}
-	if !c.stated {
-		t.derive(c, d, s)
+	if t.ev.Fresh > 0 {
+		c.quietEnd = EndNone // it goes on
 	}
-	if s.PayloadLen > 0 && t.ev.Fresh > 0 {
-		c.quietEnd = EndNone
-	}
+	t.derive(c, d, s)
 	t.deliver(c, h)
 }
 
@@ -201,8 +199,8 @@ func (c *conn) track(d int, s *event.Segment) (counted bool, fresh, acked uint32
 	return counted, fresh, acked
 }
 
-// derive tells the state of a connection of which no socket tells it: from the side of
-// Local, by RFC 9293, as far as packets show it.
+// derive tells by the packets when the connection ended, and, where no socket tells it, its
+// state: from the side of Local, by RFC 9293, as far as packets show it.
 func (t *Table) derive(c *conn, d int, s *event.Segment) {
 	if c.Closed != 0 {
 		return
@@ -217,13 +215,17 @@ func (t *Table) derive(c *conn, d int, s *event.Segment) {
 		t.over(c, end)
 		return
 	}
+	if local.done && peer.done {
+		t.over(c, EndClosed)
+		return
+	}
+	if c.stated {
+		return
+	}
 	was := c.State
 	switch {
 	case local.finned && peer.finned:
 		switch {
-		case local.done && peer.done:
-			t.over(c, EndClosed)
-			return
 		case c.firstFin == 1:
 			c.State = event.LastAck
 		case local.done:

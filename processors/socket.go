@@ -52,6 +52,9 @@ func (t *Table) incident(h *event.Header) {
 		}
 	case event.HookRetransmitSKB, event.HookCongStateSet, event.HookRcvSpaceAdjust:
 		c = t.socket(h, true, true)
+		if c != nil && h.Hook == event.HookRetransmitSKB && i.TCPFlags&(event.SYN|event.ACK) == event.SYN {
+			c.synRetry = true
+		}
 	case event.HookRetransmitSynAck:
 		// Its socket is the listener or a minisock: no cookie to go by.
 		if h.PeerPort != 0 && h.LocalPort != 0 {

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package processors
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+)
+
+func TestRetransmissionsAreThoseThatTheKernelCounts(t *testing.T) {
+	tests := map[string]struct {
+		in   event.Incident
+		want uint64
+	}{
+		"sent":                           {event.Incident{Segs: 3, Len: 4000}, 3},
+		"dropped by the queue":           {event.Incident{Segs: 2, Err: 1, Sacked: everRetrans}, 2},
+		"refused by a firewall":          {event.Incident{Segs: 2, Err: -1, Sacked: everRetrans}, 2},
+		"no buffer":                      {event.Incident{Segs: 2, Err: -105, Sacked: everRetrans}, 2},
+		"still queued":                   {event.Incident{Segs: 2, Err: eBUSY}, 0},
+		"still queued, sent again once":  {event.Incident{Segs: 2, Err: eBUSY, Sacked: everRetrans}, 0},
+		"window closed":                  {event.Incident{Segs: 2, Err: eAGAIN, Sacked: everRetrans}, 0},
+		"no memory":                      {event.Incident{Segs: 2, Err: eNOMEM}, 0},
+		"no route":                       {event.Incident{Segs: 2, Err: eHOSTUNREACH}, 0},
+		"acknowledged meanwhile":         {event.Incident{Segs: 2, Err: eINVAL}, 0},
+		"segments unknown":               {event.Incident{}, 1},
+		"an error that never was marked": {event.Incident{Segs: 2, Err: -1}, 0},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := newStream(t, DefaultConfig())
+			e := s.end(client, server)
+			e.cookie = 1
+			e.incident(event.HookRetransmitSKB, func(i *event.Incident) {
+				h := i.Header
+				*i = tt.in
+				i.Header = h
+			})
+			f := s.flow()
+			require.Equal(t, tt.want, f.Retransmits)
+			if tt.want > 0 {
+				require.Equal(t, uint64(tt.in.Len), f.RetransmitBytes)
+			}
+		})
+	}
+}
+
+func TestRetransmissionsByKindAndType(t *testing.T) {
+	s := newStream(t, DefaultConfig())
+	e := s.end(client, server)
+	e.cookie = 1
+	again := func(flags uint16, n uint32, segs uint32, ca event.CAState) {
+		e.incident(event.HookRetransmitSKB, func(i *event.Incident) { i.TCPFlags, i.Len, i.Segs, i.CAState = flags, n, segs, ca })
+	}
+	again(event.SYN, 0, 1, event.CALoss)
+	again(event.ACK, 14480, 10, event.CARecovery)
+	again(event.ACK|event.PSH, 1448, 1, event.CALoss)
+	again(event.ACK|event.FIN, 10, 1, event.CAOpen)
+	again(event.ACK|event.FIN, 0, 1, event.CADisorder)
+	e.incident(event.HookRetransmitSynAck)
+	got := s.collect()
+	for _, scope := range []string{"network.flow.tcp.retransmits", "system.network.tcp.retransmits"} {
+		for _, want := range []string{
+			" tcbee.segment.kind=data network.tcp.retransmit.type=fast 10 ",
+			" tcbee.segment.kind=data network.tcp.retransmit.type=timeout 1 ",
+			" tcbee.segment.kind=data network.tcp.retransmit.type=tail_loss_probe 1 ",
+			" tcbee.segment.kind=syn network.tcp.retransmit.type=timeout 1 ",
+			" tcbee.segment.kind=syn_ack network.tcp.retransmit.type=timeout 1 ",
+			" tcbee.segment.kind=fin network.tcp.retransmit.type=tail_loss_probe 1 ",
+		} {
+			require.Contains(t, got, scope+want)
+		}
+	}
+	require.Equal(t, uint64(15), s.flow().Retransmits)
+	require.Contains(t, got, "retransmit.io 15938 By")
+}
+
+func TestSynAckSentAgainNeedsNoSocket(t *testing.T) {
+	s := newStream(t, DefaultConfig())
+	e := s.end(server, client)
+	e.in("S", 1, 0, 0)
+	e.out("S.", 5, 2, 0)
+	e.cookie = 999 // the listener's
+	e.incident(event.HookRetransmitSynAck)
+	e.cookie = 21
+	e.in(".", 2, 6, 0)
+	e.state(event.SynRecv, event.Established)
+	f := s.flow()
+	require.Equal(t, uint64(1), f.Retransmits)
+	require.Equal(t, uint64(21), f.Cookie)
+}
