@@ -39,6 +39,7 @@ const (
 	interval        = 2 * time.Second // between two collections
 	demoRate        = 40_000_000      // bits/s
 	demoLoss        = 250             // one data packet in so many
+	busy            = 0.8             // share of the rate and time that the transfers need
 	bundleDuration  = 4 * time.Second
 	bundleRate      = 1_000_000
 	bundleLoss      = 40
@@ -119,7 +120,7 @@ func show(ctx context.Context, o Options, spool string) error {
 	if err := command(ctx, o, "flows", spool); err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
-	name := filepath.Base(o.Program)
+	name := typed(o.Program)
 	fmt.Fprintf(o.Stdout, `
 The spool is kept in %s. Look at it again:
   %s replay %[1]s --output terminal
@@ -131,7 +132,21 @@ The spool is kept in %s. Look at it again:
 
 // announce prints a command as one would type it.
 func announce(o Options, args []string) {
-	fmt.Fprintf(o.Stderr, "$ %s %s\n", filepath.Base(o.Program), strings.Join(args, " "))
+	fmt.Fprintf(o.Stderr, "$ %s %s\n", typed(o.Program), strings.Join(args, " "))
+}
+
+// typed returns a program as one would type it here.
+func typed(program string) string {
+	base := filepath.Base(program)
+	if found, err := exec.LookPath(base); err == nil && found == program {
+		return base
+	}
+	if dir, err := os.Getwd(); err == nil {
+		if rel, err := filepath.Rel(dir, program); err == nil && filepath.IsLocal(rel) {
+			return "." + string(filepath.Separator) + rel
+		}
+	}
+	return program
 }
 
 // command runs one command of the program to its end.

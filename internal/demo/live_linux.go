@@ -120,8 +120,8 @@ func moveData(ctx context.Context, o Options, lab *netlab.Lab, n network) {
 		})
 	}
 	controls := congestionControls()
-	// Together they need about 60 % of the time, so that their ends are seen too.
-	bytes := int64(float64(n.rate) / 8 * o.Duration.Seconds() * 0.6 / float64(len(controls)))
+	// Together they need most of the time, and their ends are seen too.
+	bytes := int64(float64(n.rate) / 8 * o.Duration.Seconds() * busy / float64(len(controls)))
 	for _, cc := range controls {
 		run("transfer with "+cc, func() error {
 			_, err := lab.Transfer(ctx, netlab.Transfer{Bytes: bytes, Congestion: cc})

@@ -84,7 +84,7 @@ func TestDemoRunsThenShowsTheConnections(t *testing.T) {
 	needLab(t)
 	o, out := options(t, "run")
 	require.NoError(t, Run(t.Context(), o))
-	require.Regexp(t, `(?s)namespaces.*\$ demo.test run --interface lab0 .*fake run.*fake flows.*The spool is kept in `, out.String())
+	require.Regexp(t, `(?s)namespaces.*\$ \S+demo.test run --interface lab0 .*fake run.*fake flows.*The spool is kept in `, out.String())
 	require.NotContains(t, out.String(), "demo traffic:")
 	left, err := filepath.Glob(filepath.Join(os.TempDir(), "tcbee-demo-*", "*"))
 	require.NoError(t, err)

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+	"github.com/tcbee/tcbee-export/bpf/netlab"
+)
+
+// Names of metrics; docs/metrics.md tells what they mean.
+const (
+	flow         = "network.flow.tcp."
+	directionIn  = ";network.io.direction=receive"
+	directionOut = ";network.io.direction=transmit"
+)
+
+func TestLossyTransferIsToldRightly(t *testing.T) {
+	const size = 50 << 20
+	tests := map[string]struct {
+		opts netlab.Options
+		tr   netlab.Transfer
+	}{
+		"one segment per skb": {
+			netlab.Options{NoOffload: true, Rate: 120e6, LossToB: netlab.Loss{OneIn: 500}},
+			netlab.Transfer{Bytes: size, Congestion: "reno"},
+		},
+		"super-packets, ipv6": {
+			netlab.Options{Rate: 200e6, LossToB: netlab.Loss{OneIn: 200}},
+			netlab.Transfer{Bytes: size + 1, Congestion: "bbr", IPv6: true},
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			ctx := bounded(t)
+			lab := netlab.ForTest(t, tt.opts)
+			wire, err := lab.Count(lab.A, lab.A.Interface)
+			require.NoError(t, err)
+			dir := t.TempDir()
+			spoolDir, live := filepath.Join(dir, "spool"), filepath.Join(dir, "live.jsonl")
+
+			rec := start(t, lab.A, "run", "--spool", spoolDir, "--output", "file:"+live)
+			before := snmp(t, lab.A)
+			var ss *sampler
+			tt.tr.Started = func(client, _ *net.TCPConn) {
+				cookie, err := netlab.SocketCookie(client)
+				require.NoError(t, err)
+				ss = sample(ctx, lab.A, cookie)
+			}
+			r, err := lab.Transfer(ctx, tt.tr)
+			require.NoError(t, err)
+			require.NoError(t, lab.A.Quiet(ctx))
+			require.NoError(t, lab.B.Quiet(ctx))
+			socks := ss.stop(t)
+			kernel := snmp(t, lab.A).Sub(before)
+			rec.stop(t)
+			out, err := wire.Out()
+			require.NoError(t, err)
+			in, err := wire.In()
+			require.NoError(t, err)
+			router, err := lab.ToB.In()
+			require.NoError(t, err)
+			t.Logf("%d bytes in %v; %d segments lost on purpose, %d retransmitted; %d samples of ss",
+				r.Received, r.Elapsed, router.DroppedSegs, kernel["TcpRetransSegs"], len(socks))
+			require.Positive(t, kernel["TcpRetransSegs"])
+
+			t.Run("events are accounted for, and as many as there were packets", func(t *testing.T) {
+				s := spoolInfo(t, spoolDir)
+				requireBalanced(t, s)
+				ingress, egress := hook(s, event.HookTCIngress), hook(s, event.HookTCEgress)
+				require.Equal(t, in.TCP, ingress.Seen)
+				require.Equal(t, out.TCP, egress.Seen)
+				require.Equal(t, in.TCP, ingress.Stored)
+				require.Equal(t, out.TCP, egress.Stored)
+				require.Len(t, s.Sessions, 1)
+				require.True(t, s.Sessions[0].Complete)
+
+				var inSegs, outSegs, outBytes uint64
+				records(t, spoolDir, func(h *event.Header) {
+					switch h.Hook {
+					case event.HookTCIngress:
+						inSegs += uint64(h.Segment().GSOSegs)
+					case event.HookTCEgress:
+						outSegs += uint64(h.Segment().GSOSegs)
+						outBytes += uint64(h.Segment().PayloadLen)
+					}
+				})
+				require.EqualValues(t, kernel["TcpOutSegs"]+kernel["TcpRetransSegs"], outSegs)
+				require.Equal(t, in.Segments, inSegs)
+				require.Equal(t, r.After.BytesSent, outBytes)
+			})
+
+			t.Run("metrics equal the kernel's counters", func(t *testing.T) {
+				m := readMetrics(t, live, r.Client.Port())
+				require.EqualValues(t, kernel["TcpRetransSegs"], m.total(t, flow+"retransmits"))
+				require.EqualValues(t, tt.tr.Bytes, m.last(t, flow+"goodput"+directionOut))
+				require.EqualValues(t, r.After.BytesSent, m.last(t, flow+"io"+directionOut))
+				require.EqualValues(t, out.Segments, m.last(t, flow+"segments"+directionOut))
+				require.EqualValues(t, in.Segments, m.last(t, flow+"segments"+directionIn))
+			})
+
+			t.Run("gauges lie within what ss showed in the same second", func(t *testing.T) {
+				requireWithin(t, readMetrics(t, live, r.Client.Port()), spoolDir, socks, r)
+			})
+
+			t.Run("a replay gives the same metrics", func(t *testing.T) {
+				again := filepath.Join(dir, "replay.jsonl")
+				must(t, "replay", spoolDir, "--output", "file:"+again)
+				want, err := os.ReadFile(live)
+				require.NoError(t, err)
+				got, err := os.ReadFile(again)
+				require.NoError(t, err)
+				require.NotEmpty(t, want)
+				require.True(t, string(want) == string(got), "%s and %s differ", live, again)
+			})
+
+			must(t, "spool", "verify", spoolDir)
+		})
+	}
+}
+
+// requireWithin holds every point of the gauges against the values that sock_diag showed in the second
+// before it.
+func requireWithin(t *testing.T, m metrics, spoolDir string, socks []netlab.Socket, r netlab.Result) {
+	t.Helper()
+	// Points have wall clock, ss samples the monotonic one.
+	var offset int64
+	records(t, spoolDir, func(h *event.Header) {
+		if h.Kind == event.KindAnchor && offset == 0 {
+			offset = h.Anchor().Realtime - int64(h.Time)
+		}
+	})
+	require.NotZero(t, offset)
+	gauges := map[string]func(*netlab.TCPInfo) float64{
+		"rtt.smoothed":         func(i *netlab.TCPInfo) float64 { return float64(i.RTT) / 1e6 },
+		"rto":                  func(i *netlab.TCPInfo) float64 { return float64(i.RTO) / 1e6 },
+		"congestion_window":    func(i *netlab.TCPInfo) float64 { return float64(i.SndCwnd) },
+		"slow_start_threshold": func(i *netlab.TCPInfo) float64 { return float64(i.SndSsthresh) },
+	}
+	for name, of := range gauges {
+		points := m[flow+name]
+		require.Greater(t, len(points), 1, name)
+		for i, p := range points {
+			end := uint64(int64(p.time) - offset)
+			var seen []float64
+			for k := range socks {
+				s := &socks[k]
+				if s.Mono <= end && s.Mono+uint64(time.Second) >= end {
+					seen = append(seen, of(&s.Info))
+				}
+			}
+			if i == len(points)-1 {
+				// The connection has ended: this is its last state, which is known exactly.
+				require.InDelta(t, of(&r.After), p.value, 1e-9, name)
+				continue
+			}
+			require.NotEmpty(t, seen, "%s, point %d of %d", name, i+1, len(points))
+			require.GreaterOrEqual(t, p.value, slices.Min(seen), "%s, point %d of %d", name, i+1, len(points))
+			require.LessOrEqual(t, p.value, slices.Max(seen), "%s, point %d of %d", name, i+1, len(points))
+		}
+	}
+}
+
+func TestProbeIdentityHolds(t *testing.T) {
+	ctx := bounded(t)
+	lab := netlab.ForTest(t, netlab.Options{NoOffload: true, Rate: 200e6, LossToB: netlab.Loss{OneIn: 1000}})
+	spoolDir := filepath.Join(t.TempDir(), "spool")
+	rec := start(t, lab.A, "record", "--spool", spoolDir)
+	before := snmp(t, lab.A)
+	_, err := lab.Transfer(ctx, netlab.Transfer{Bytes: 10 << 20, Congestion: "reno"})
+	require.NoError(t, err)
+	require.NoError(t, lab.A.Quiet(ctx))
+	kernel := snmp(t, lab.A).Sub(before)
+	rec.stop(t)
+
+	// When the socket was ESTABLISHED.
+	var from, to uint64
+	records(t, spoolDir, func(h *event.Header) {
+		if h.Hook != event.HookSetState {
+			return
+		}
+		switch i := h.Incident(); {
+		case i.NewState == event.Established:
+			from = h.Time
+		case i.OldState == event.Established:
+			to = h.Time
+		}
+	})
+	require.NotZero(t, from)
+	require.Greater(t, to, from)
+	var outside, probes, in int64
+	records(t, spoolDir, func(h *event.Header) {
+		switch h.Hook {
+		case event.HookTCIngress:
+			in++
+			if h.Time < from || h.Time > to {
+				outside++
+			}
+		case event.HookTCPProbe:
+			probes++
+		}
+	})
+	require.Equal(t, kernel["TcpInSegs"], in)
+	s := spoolInfo(t, spoolDir)
+	requireBalanced(t, s)
+	// The kernel counts what it did not run by program, not by namespace: some of it is B's.
+	missed := int64(hook(s, event.HookTCPProbe).Missed)
+	t.Logf("TcpInSegs %d = tcp_probe %d (and of %d missed) + TCPBacklogCoalesce %d + outside ESTABLISHED %d",
+		kernel["TcpInSegs"], probes, missed, kernel["TcpExtTCPBacklogCoalesce"], outside)
+	rest := kernel["TcpInSegs"] - probes - kernel["TcpExtTCPBacklogCoalesce"] - outside
+	require.GreaterOrEqual(t, rest, int64(0))
+	require.LessOrEqual(t, rest, missed)
+}
+
+func TestKilledRecorderLosesAtMostASecond(t *testing.T) {
+	ctx := bounded(t)
+	lab := netlab.ForTest(t, netlab.Options{NoOffload: true, Rate: 100e6, LossToB: netlab.Loss{OneIn: 1000}})
+	wire, err := lab.Count(lab.A, lab.A.Interface)
+	require.NoError(t, err)
+	spoolDir := filepath.Join(t.TempDir(), "spool")
+
+	const rounds = 3
+	var stored uint64 // of the rounds before
+	for round := range rounds {
+		first, err := wire.Out()
+		require.NoError(t, err)
+		rec := start(t, lab.A, "record", "--spool", spoolDir)
+		// More than will be sent: the transfer is broken off.
+		moving, breakOff := context.WithCancel(ctx)
+		moved := make(chan error, 1)
+		go func() {
+			_, err := lab.Transfer(moving, netlab.Transfer{Bytes: 1 << 40, Congestion: "reno"})
+			moved <- err
+		}()
+		// The history of an independent count, until a random number of packets have passed.
+		type reading struct{ time, packets uint64 }
+		var history []reading
+		enough := 12_000 + rand.Uint64N(8_000) // at 100 Mbit/s: 1.5 s to 2.4 s
+		for len(history) == 0 || history[len(history)-1].packets < enough {
+			c, err := wire.Out()
+			require.NoError(t, err)
+			require.NoError(t, ctx.Err())
+			history = append(history, reading{netlab.Mono(), c.TCP - first.TCP})
+			waitTick(ctx)
+		}
+		killed := netlab.Mono()
+		rec.kill(t)
+		breakOff()
+		require.Error(t, <-moved)
+		require.NoError(t, lab.A.Quiet(ctx))
+
+		must(t, "spool", "verify", spoolDir)
+		s := spoolInfo(t, spoolDir)
+		require.Len(t, s.Sessions, round+1)
+		require.False(t, s.Sessions[round].Complete, "spool info tells that the session has no end")
+		var due uint64
+		for _, h := range history {
+			if h.time+uint64(time.Second) <= killed {
+				due = h.packets
+			}
+		}
+		got := hook(s, event.HookTCEgress).Stored - stored
+		stored += got
+		t.Logf("killed after %d packets, %d of them stored; %d were due", history[len(history)-1].packets, got, due)
+		require.Positive(t, due)
+		require.GreaterOrEqual(t, got, due)
+		require.NotEmpty(t, must(t, "flows", spoolDir))
+	}
+
+	// Recording goes on in the same spool, and ends in order.
+	rec := start(t, lab.A, "record", "--spool", spoolDir)
+	_, err = lab.Exchange(ctx, netlab.Exchange{Connections: 3})
+	require.NoError(t, err)
+	require.NoError(t, lab.A.Quiet(ctx))
+	rec.stop(t)
+	s := spoolInfo(t, spoolDir)
+	require.Len(t, s.Sessions, rounds+1)
+	require.True(t, s.Sessions[rounds].Complete)
+}
+
+func TestFinalSampleEqualsTCPInfo(t *testing.T) {
+	// Ages go on between the two readings; listeners and time have their own fields.
+	differ := map[string]string{
+		"LastDataSent": "an age", "LastDataRecv": "an age", "LastAckRecv": "an age",
+	}
+	for _, cc := range []string{"reno", "bbr"} {
+		t.Run(cc, func(t *testing.T) {
+			ctx := bounded(t)
+			lab := netlab.ForTest(t, netlab.Options{NoOffload: true, Rate: 100e6, LossToB: netlab.Loss{OneIn: 300}})
+			spoolDir := filepath.Join(t.TempDir(), "spool")
+			rec := start(t, lab.A, "record", "--spool", spoolDir)
+			r, err := lab.Transfer(ctx, netlab.Transfer{Bytes: 4 << 20, Congestion: cc})
+			require.NoError(t, err)
+			require.NoError(t, lab.A.Quiet(ctx))
+			rec.stop(t)
+
+			var final *event.Sample
+			records(t, spoolDir, func(h *event.Header) {
+				if h.Hook == event.HookDestroySock && h.Cookie == r.ClientCookie {
+					require.Nil(t, final, "one final sample")
+					s := *h.Sample()
+					final = &s
+				}
+			})
+			require.NotNil(t, final)
+			require.Equal(t, r.Client, final.LocalAddr())
+			require.Equal(t, r.Server, final.PeerAddr())
+			require.Equal(t, cc, string(bytes.TrimRight(final.CAName[:], "\x00")))
+			require.Equal(t, r.After.SndWscale(), final.SndWscale)
+			require.Equal(t, r.After.RcvWscale(), final.RcvWscale)
+			require.Equal(t, r.After.AppLimited(), final.AppLimited)
+
+			// The two structs name their fields alike.
+			got, want := reflect.ValueOf(final).Elem(), reflect.ValueOf(r.After)
+			compared := 0
+			for i := range want.NumField() {
+				name := want.Type().Field(i).Name
+				f := got.FieldByName(name)
+				if !f.IsValid() || differ[name] != "" {
+					continue
+				}
+				compared++
+				require.Equal(t, want.Field(i).Uint(), f.Uint(), name)
+			}
+			require.Greater(t, compared, 55)
+		})
+	}
+}
