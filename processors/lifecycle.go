@@ -275,6 +275,9 @@ func (s *lifecycleState) Changed(c *Connection) {
 	}
 }
 
+// Flip implements Flipper: what the states were from the other side is not known.
+func (s *lifecycleState) Flip() { s.been = 0 }
+
 // established reports whether the connection is or was so.
 func (s *lifecycleState) established(c *Connection) bool {
 	const opening = 1<<event.SynSent | 1<<event.SynRecv | 1<<event.NewSynRecv | 1<<event.Closed | 1<<0

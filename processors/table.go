@@ -479,6 +479,12 @@ func (t *Table) forward(c *conn) {
 		case RoleClient:
 			c.Role = RoleServer
 		}
+		switch c.State {
+		case event.SynRecv:
+			c.State = event.SynSent
+		case event.SynSent:
+			c.State = event.SynRecv
+		}
 		for _, s := range c.states {
 			if f, ok := s.(Flipper); ok {
 				f.Flip()
