@@ -40,7 +40,7 @@ const (
 	demoRate        = 40_000_000      // bits/s
 	demoLoss        = 250             // one data packet in so many
 	busy            = 0.8             // share of the rate and time that the transfers need
-	bundleDuration  = 4 * time.Second
+	bundleDuration  = 8 * time.Second
 	bundleRate      = 1_000_000
 	bundleLoss      = 40
 )
@@ -107,6 +107,8 @@ func Run(ctx context.Context, o Options) error {
 type network struct {
 	rate uint64 // bits/s
 	loss uint32 // one in so many data packets
+	// anonymous keeps what identifies this host out of the recording.
+	anonymous bool
 }
 
 func spoolIn(dir string) string { return filepath.Join(dir, "spool") }
@@ -182,7 +184,7 @@ func rebundle(ctx context.Context, o Options) error {
 		return fmt.Errorf("demo: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	if err := live(ctx, o, dir, network{rate: bundleRate, loss: bundleLoss}); err != nil {
+	if err := live(ctx, o, dir, network{rate: bundleRate, loss: bundleLoss, anonymous: true}); err != nil {
 		return fmt.Errorf("demo: record a spool to bundle: %w", err)
 	}
 	n, err := packFile(o.Rebundle, spoolIn(dir))

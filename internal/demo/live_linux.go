@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,11 +49,16 @@ func live(ctx context.Context, o Options, dir string, n network) (err error) {
 	cmd.Stdout, cmd.Stderr = o.Stdout, o.Stderr
 	// In a process group of its own a Ctrl-C reaches it once: from here.
 	cmd.SysProcAttr.Setpgid = true
-	if err := lab.A.Start(cmd); err != nil {
+	// Ends when the command has ended.
+	running, ended := context.WithCancelCause(context.Background())
+	begin := lab.A.Start
+	if n.anonymous {
+		begin = func(cmd *exec.Cmd) error { return startAnonymous(running, lab.A, cmd, dir) }
+	}
+	if err := begin(cmd); err != nil {
+		ended(err)
 		return fmt.Errorf("start %s: %w", o.Program, err)
 	}
-	// Ends when the command has ended, with its error as the cause.
-	running, ended := context.WithCancelCause(context.Background())
 	var exit error
 	go func() {
 		exit = cmd.Wait()
@@ -78,6 +84,54 @@ func live(ctx context.Context, o Options, dir string, n network) (err error) {
 		return cannotCapture{fmt.Errorf("run: %w", exit)}
 	}
 	return fmt.Errorf("run: %w", exit)
+}
+
+// startAnonymous starts the command where host name, machine id and boot id say nothing. The
+// files that stand in for the latter are made in dir.
+func startAnonymous(running context.Context, n *netlab.Namespace, cmd *exec.Cmd, dir string) error {
+	started := make(chan error)
+	go func() {
+		// The thread is unfit for anything else afterwards: it is never unlocked and ends with
+		// this goroutine, which must outlive the command (see netlab.Namespace.Command).
+		runtime.LockOSThread()
+		started <- n.Do(func() error {
+			if err := disguise(dir); err != nil {
+				return fmt.Errorf("hide the host's identity: %w", err)
+			}
+			return cmd.Start()
+		})
+		<-running.Done()
+	}()
+	return <-started
+}
+
+// disguise gives the calling thread a mount and a UTS namespace without the host's identity.
+func disguise(dir string) error {
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWUTS); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	for file, id := range map[string]string{
+		"/etc/machine-id":                 strings.Repeat("0", 32) + "\n",
+		"/proc/sys/kernel/random/boot_id": "00000000-0000-0000-0000-000000000000\n",
+	} {
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		standIn := filepath.Join(dir, filepath.Base(file))
+		if err := os.WriteFile(standIn, []byte(id), 0o444); err != nil {
+			return err
+		}
+		if err := unix.Mount(standIn, file, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount over %s: %w", file, err)
+		}
+	}
+	if err := unix.Sethostname([]byte("demo")); err != nil {
+		return fmt.Errorf("host name: %w", err)
+	}
+	return nil
 }
 
 // terminate asks the command to end, and insists after a while.

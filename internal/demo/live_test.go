@@ -48,7 +48,11 @@ func fake(mode string, args []string) int {
 	}
 	sigs := make(chan os.Signal, 1)
 	signal.Notify(sigs, os.Interrupt)
-	if os.MkdirAll(value("--spool"), 0o755) != nil || os.WriteFile(filepath.Join(value("--spool"), "x"), []byte("x"), 0o644) != nil ||
+	host, _ := os.Hostname()
+	machine, _ := os.ReadFile("/etc/machine-id")
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	identity := append(append([]byte(host+"\n"), machine...), boot...)
+	if os.MkdirAll(value("--spool"), 0o755) != nil || os.WriteFile(filepath.Join(value("--spool"), "x"), identity, 0o644) != nil ||
 		os.WriteFile(value("--ready-file"), nil, 0o644) != nil {
 		return 3
 	}
@@ -132,7 +136,12 @@ func TestRebundleWritesOneFile(t *testing.T) {
 	defer f.Close()
 	dir := t.TempDir()
 	require.NoError(t, unpack(dir, f))
-	require.FileExists(t, filepath.Join(dir, "x"))
+	identity, err := os.ReadFile(filepath.Join(dir, "x"))
+	require.NoError(t, err)
+	require.Regexp(t, `^demo\n(0{32}\n)?[0-]+\n$`, string(identity), "nothing tells where it was recorded")
+	host, err := os.Hostname()
+	require.NoError(t, err)
+	require.NotEqual(t, "demo", host, "our own is what it was")
 }
 
 func TestHintOfTheCauseIsPassedOn(t *testing.T) {
