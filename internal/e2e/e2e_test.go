@@ -7,12 +7,15 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -337,6 +340,64 @@ func TestFinalSampleEqualsTCPInfo(t *testing.T) {
 				require.Equal(t, want.Field(i).Uint(), f.Uint(), name)
 			}
 			require.Greater(t, compared, 55)
+		})
+	}
+}
+
+func TestEveryPacketIsAccountedForAtFullSpeed(t *testing.T) {
+	tests := map[string]struct{ env string }{
+		"default ring": {""},
+		"tiny ring":    {"TCBEE_CAPTURE_RING_BYTES=131072"}, // it overflows: losses are counted
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			ctx := bounded(t)
+			lab := netlab.ForTest(t, netlab.Options{NoOffload: true})
+			wire, err := lab.Count(lab.A, lab.A.Interface)
+			require.NoError(t, err)
+			spoolDir := filepath.Join(t.TempDir(), "spool")
+			if key, value, ok := strings.Cut(tt.env, "="); ok {
+				t.Setenv(key, value)
+			}
+			rec := start(t, lab.A, "record", "--spool", spoolDir)
+			before := snmp(t, lab.A)
+			var group sync.WaitGroup
+			failed := make([]error, 6)
+			for i := range 3 {
+				group.Go(func() {
+					_, failed[i] = lab.Transfer(ctx, netlab.Transfer{Bytes: 100 << 20, IPv6: i == 0})
+				})
+				group.Go(func() {
+					_, failed[3+i] = lab.Exchange(ctx, netlab.Exchange{Connections: 100, RequestBytes: 100, ResponseBytes: 10_000, Reset: i == 0})
+				})
+			}
+			group.Wait()
+			require.NoError(t, errors.Join(failed...))
+			require.NoError(t, lab.A.Quiet(ctx))
+			require.NoError(t, lab.B.Quiet(ctx))
+			kernel := snmp(t, lab.A).Sub(before)
+			rec.stop(t)
+
+			s := spoolInfo(t, spoolDir)
+			requireBalanced(t, s)
+			in, err := wire.In()
+			require.NoError(t, err)
+			out, err := wire.Out()
+			require.NoError(t, err)
+			ingress, egress := hook(s, event.HookTCIngress), hook(s, event.HookTCEgress)
+			require.Equal(t, in.TCP, ingress.Seen)
+			require.Equal(t, out.TCP, egress.Seen)
+			require.EqualValues(t, kernel["TcpInSegs"], ingress.Seen)
+			var dropped, holes uint64
+			for _, h := range s.Hooks {
+				dropped += h.Dropped
+			}
+			for _, h := range s.Holes {
+				holes += h.Count
+			}
+			require.Equal(t, dropped, holes, "each loss has its place in time")
+			t.Logf("%d packets, %d events of all hooks; %d dropped in %d holes", in.TCP+out.TCP, s.Events, dropped, len(s.Holes))
+			must(t, "spool", "verify", spoolDir)
 		})
 	}
 }
