@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
@@ -40,7 +41,13 @@ var traced = []program{
 	{programsProgTcpDestroySock, groupSockets, event.HookDestroySock, "the final sample of each socket"},
 	{programsProgInetSockSetState, groupEvents, event.HookSetState, "states and processes of connections"},
 	{programsProgTcpRetransmitSkb, groupEvents, event.HookRetransmitSKB, "retransmissions"},
+	{programsProgTcpRetransmitSynack, groupEvents, event.HookRetransmitSynAck, "repeated SYN-ACKs"},
+	{programsProgTcpSendReset, groupEvents, event.HookSendReset, "resets sent, and why"},
 	{programsProgTcpReceiveReset, groupEvents, event.HookReceiveReset, "resets received"},
+	{programsProgTcpCongStateSet, groupEvents, event.HookCongStateSet, "changes of the congestion state"},
+	{programsProgTcpBadCsum, groupEvents, event.HookBadChecksum, "segments with a bad checksum"},
+	{programsProgKfreeSkb, groupEvents, event.HookKfreeSKB, "segments that the host dropped, and why"},
+	{programsProgTcpRcvSpaceAdjust, groupEvents, event.HookRcvSpaceAdjust, "the receive buffer's tuning"},
 }
 
 // wants tells whether the configuration asks for the program.
@@ -93,14 +100,16 @@ func loadObject(cfg Config, set settings) (*object, error) {
 	spec.Maps[programsMapSlots].MaxEntries = uint32(cpus * slotLevels)
 	spec.Maps[programsMapRing].MaxEntries = uint32(size)
 	for name, v := range map[string]any{
-		programsVarCfgWake:        uint64(size / 4),
-		programsVarCfgHz:          set.hz,
-		programsVarCfgNetns:       set.netns,
-		programsVarCfgLinkNetns:   set.linkNetns,
-		programsVarCfgPackets:     flag(cfg.Packets.Enabled),
-		programsVarCfgChecksum:    flag(cfg.Packets.Checksum),
-		programsVarCfgTransmit:    flag(wantsTransmit(cfg)),
-		programsVarCfgChangesOnly: flag(cfg.Sockets.Samples == SamplesChanges),
+		programsVarCfgWake:          uint64(size / 4),
+		programsVarCfgHz:            set.hz,
+		programsVarCfgNetns:         set.netns,
+		programsVarCfgLinkNetns:     set.linkNetns,
+		programsVarCfgPackets:       flag(cfg.Packets.Enabled),
+		programsVarCfgChecksum:      flag(cfg.Packets.Checksum),
+		programsVarCfgTransmit:      flag(wantsTransmit(cfg)),
+		programsVarCfgRetransmitErr: flag(tracepointArgs("tcp_retransmit_skb") > 2),
+		programsVarCfgResetReason:   flag(tracepointArgs("tcp_send_reset") > 2),
+		programsVarCfgChangesOnly:   flag(cfg.Sockets.Samples == SamplesChanges),
 	} {
 		if err := spec.Variables[name].Set(v); err != nil {
 			panic("BUG: set " + name + ": " + err.Error())
@@ -127,6 +136,24 @@ func (o *object) load(name string, verbose bool) (*ebpf.Program, error) {
 	}
 	o.more = append(o.more, coll)
 	return coll.Programs[name], nil
+}
+
+// tracepointArgs returns how many arguments a tracepoint has on this kernel, 0 if it is unknown.
+func tracepointArgs(name string) int {
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return 0
+	}
+	var typedef *btf.Typedef
+	if err := kernel.TypeByName("btf_trace_"+name, &typedef); err != nil {
+		return 0
+	}
+	if ptr, ok := typedef.Type.(*btf.Pointer); ok {
+		if proto, ok := ptr.Target.(*btf.FuncProto); ok {
+			return len(proto.Params) - 1 // the first is the tracepoint's private data
+		}
+	}
+	return 0
 }
 
 // withoutGenerator leaves out the maps that only the generator of load uses.

@@ -85,35 +85,43 @@ type programsTuple struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	programsMapControls          = "controls"
-	programsMapFlows             = "flows"
-	programsMapLoads             = "loads"
-	programsMapRing              = "ring"
-	programsMapSlots             = "slots"
-	programsMapSockStates        = "sock_states"
-	programsProgFlush            = "flush"
-	programsProgGenerate         = "generate"
-	programsProgGenerateSamples  = "generate_samples"
-	programsProgInetSockSetState = "inet_sock_set_state"
-	programsProgTcEgress         = "tc_egress"
-	programsProgTcEgressL3       = "tc_egress_l3"
-	programsProgTcIngress        = "tc_ingress"
-	programsProgTcIngressL3      = "tc_ingress_l3"
-	programsProgTcpDestroySock   = "tcp_destroy_sock"
-	programsProgTcpProbe         = "tcp_probe"
-	programsProgTcpReceiveReset  = "tcp_receive_reset"
-	programsProgTcpRetransmitSkb = "tcp_retransmit_skb"
-	programsVarCfgChangesOnly    = "cfg_changes_only"
-	programsVarCfgChecksum       = "cfg_checksum"
-	programsVarCfgFlows          = "cfg_flows"
-	programsVarCfgGenerate       = "cfg_generate"
-	programsVarCfgHz             = "cfg_hz"
-	programsVarCfgLinkNetns      = "cfg_link_netns"
-	programsVarCfgNetns          = "cfg_netns"
-	programsVarCfgPackets        = "cfg_packets"
-	programsVarCfgTransmit       = "cfg_transmit"
-	programsVarCfgTuple          = "cfg_tuple"
-	programsVarCfgWake           = "cfg_wake"
+	programsMapControls             = "controls"
+	programsMapFlows                = "flows"
+	programsMapLoads                = "loads"
+	programsMapRing                 = "ring"
+	programsMapSlots                = "slots"
+	programsMapSockStates           = "sock_states"
+	programsProgFlush               = "flush"
+	programsProgGenerate            = "generate"
+	programsProgGenerateSamples     = "generate_samples"
+	programsProgInetSockSetState    = "inet_sock_set_state"
+	programsProgKfreeSkb            = "kfree_skb"
+	programsProgTcEgress            = "tc_egress"
+	programsProgTcEgressL3          = "tc_egress_l3"
+	programsProgTcIngress           = "tc_ingress"
+	programsProgTcIngressL3         = "tc_ingress_l3"
+	programsProgTcpBadCsum          = "tcp_bad_csum"
+	programsProgTcpCongStateSet     = "tcp_cong_state_set"
+	programsProgTcpDestroySock      = "tcp_destroy_sock"
+	programsProgTcpProbe            = "tcp_probe"
+	programsProgTcpRcvSpaceAdjust   = "tcp_rcv_space_adjust"
+	programsProgTcpReceiveReset     = "tcp_receive_reset"
+	programsProgTcpRetransmitSkb    = "tcp_retransmit_skb"
+	programsProgTcpRetransmitSynack = "tcp_retransmit_synack"
+	programsProgTcpSendReset        = "tcp_send_reset"
+	programsVarCfgChangesOnly       = "cfg_changes_only"
+	programsVarCfgChecksum          = "cfg_checksum"
+	programsVarCfgFlows             = "cfg_flows"
+	programsVarCfgGenerate          = "cfg_generate"
+	programsVarCfgHz                = "cfg_hz"
+	programsVarCfgLinkNetns         = "cfg_link_netns"
+	programsVarCfgNetns             = "cfg_netns"
+	programsVarCfgPackets           = "cfg_packets"
+	programsVarCfgResetReason       = "cfg_reset_reason"
+	programsVarCfgRetransmitErr     = "cfg_retransmit_err"
+	programsVarCfgTransmit          = "cfg_transmit"
+	programsVarCfgTuple             = "cfg_tuple"
+	programsVarCfgWake              = "cfg_wake"
 )
 
 // loadPrograms returns the embedded CollectionSpec for programs.
@@ -158,18 +166,24 @@ type programsSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsProgramSpecs struct {
-	Flush            *ebpf.ProgramSpec `ebpf:"flush"`
-	Generate         *ebpf.ProgramSpec `ebpf:"generate"`
-	GenerateSamples  *ebpf.ProgramSpec `ebpf:"generate_samples"`
-	InetSockSetState *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
-	TcEgress         *ebpf.ProgramSpec `ebpf:"tc_egress"`
-	TcEgressL3       *ebpf.ProgramSpec `ebpf:"tc_egress_l3"`
-	TcIngress        *ebpf.ProgramSpec `ebpf:"tc_ingress"`
-	TcIngressL3      *ebpf.ProgramSpec `ebpf:"tc_ingress_l3"`
-	TcpDestroySock   *ebpf.ProgramSpec `ebpf:"tcp_destroy_sock"`
-	TcpProbe         *ebpf.ProgramSpec `ebpf:"tcp_probe"`
-	TcpReceiveReset  *ebpf.ProgramSpec `ebpf:"tcp_receive_reset"`
-	TcpRetransmitSkb *ebpf.ProgramSpec `ebpf:"tcp_retransmit_skb"`
+	Flush               *ebpf.ProgramSpec `ebpf:"flush"`
+	Generate            *ebpf.ProgramSpec `ebpf:"generate"`
+	GenerateSamples     *ebpf.ProgramSpec `ebpf:"generate_samples"`
+	InetSockSetState    *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
+	KfreeSkb            *ebpf.ProgramSpec `ebpf:"kfree_skb"`
+	TcEgress            *ebpf.ProgramSpec `ebpf:"tc_egress"`
+	TcEgressL3          *ebpf.ProgramSpec `ebpf:"tc_egress_l3"`
+	TcIngress           *ebpf.ProgramSpec `ebpf:"tc_ingress"`
+	TcIngressL3         *ebpf.ProgramSpec `ebpf:"tc_ingress_l3"`
+	TcpBadCsum          *ebpf.ProgramSpec `ebpf:"tcp_bad_csum"`
+	TcpCongStateSet     *ebpf.ProgramSpec `ebpf:"tcp_cong_state_set"`
+	TcpDestroySock      *ebpf.ProgramSpec `ebpf:"tcp_destroy_sock"`
+	TcpProbe            *ebpf.ProgramSpec `ebpf:"tcp_probe"`
+	TcpRcvSpaceAdjust   *ebpf.ProgramSpec `ebpf:"tcp_rcv_space_adjust"`
+	TcpReceiveReset     *ebpf.ProgramSpec `ebpf:"tcp_receive_reset"`
+	TcpRetransmitSkb    *ebpf.ProgramSpec `ebpf:"tcp_retransmit_skb"`
+	TcpRetransmitSynack *ebpf.ProgramSpec `ebpf:"tcp_retransmit_synack"`
+	TcpSendReset        *ebpf.ProgramSpec `ebpf:"tcp_send_reset"`
 }
 
 // programsMapSpecs contains maps before they are loaded into the kernel.
@@ -188,17 +202,19 @@ type programsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsVariableSpecs struct {
-	CfgChangesOnly *ebpf.VariableSpec `ebpf:"cfg_changes_only"`
-	CfgChecksum    *ebpf.VariableSpec `ebpf:"cfg_checksum"`
-	CfgFlows       *ebpf.VariableSpec `ebpf:"cfg_flows"`
-	CfgGenerate    *ebpf.VariableSpec `ebpf:"cfg_generate"`
-	CfgHz          *ebpf.VariableSpec `ebpf:"cfg_hz"`
-	CfgLinkNetns   *ebpf.VariableSpec `ebpf:"cfg_link_netns"`
-	CfgNetns       *ebpf.VariableSpec `ebpf:"cfg_netns"`
-	CfgPackets     *ebpf.VariableSpec `ebpf:"cfg_packets"`
-	CfgTransmit    *ebpf.VariableSpec `ebpf:"cfg_transmit"`
-	CfgTuple       *ebpf.VariableSpec `ebpf:"cfg_tuple"`
-	CfgWake        *ebpf.VariableSpec `ebpf:"cfg_wake"`
+	CfgChangesOnly   *ebpf.VariableSpec `ebpf:"cfg_changes_only"`
+	CfgChecksum      *ebpf.VariableSpec `ebpf:"cfg_checksum"`
+	CfgFlows         *ebpf.VariableSpec `ebpf:"cfg_flows"`
+	CfgGenerate      *ebpf.VariableSpec `ebpf:"cfg_generate"`
+	CfgHz            *ebpf.VariableSpec `ebpf:"cfg_hz"`
+	CfgLinkNetns     *ebpf.VariableSpec `ebpf:"cfg_link_netns"`
+	CfgNetns         *ebpf.VariableSpec `ebpf:"cfg_netns"`
+	CfgPackets       *ebpf.VariableSpec `ebpf:"cfg_packets"`
+	CfgResetReason   *ebpf.VariableSpec `ebpf:"cfg_reset_reason"`
+	CfgRetransmitErr *ebpf.VariableSpec `ebpf:"cfg_retransmit_err"`
+	CfgTransmit      *ebpf.VariableSpec `ebpf:"cfg_transmit"`
+	CfgTuple         *ebpf.VariableSpec `ebpf:"cfg_tuple"`
+	CfgWake          *ebpf.VariableSpec `ebpf:"cfg_wake"`
 }
 
 // programsObjects contains all objects after they have been loaded into the kernel.
@@ -244,35 +260,43 @@ func (m *programsMaps) Close() error {
 //
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsVariables struct {
-	CfgChangesOnly *ebpf.Variable `ebpf:"cfg_changes_only"`
-	CfgChecksum    *ebpf.Variable `ebpf:"cfg_checksum"`
-	CfgFlows       *ebpf.Variable `ebpf:"cfg_flows"`
-	CfgGenerate    *ebpf.Variable `ebpf:"cfg_generate"`
-	CfgHz          *ebpf.Variable `ebpf:"cfg_hz"`
-	CfgLinkNetns   *ebpf.Variable `ebpf:"cfg_link_netns"`
-	CfgNetns       *ebpf.Variable `ebpf:"cfg_netns"`
-	CfgPackets     *ebpf.Variable `ebpf:"cfg_packets"`
-	CfgTransmit    *ebpf.Variable `ebpf:"cfg_transmit"`
-	CfgTuple       *ebpf.Variable `ebpf:"cfg_tuple"`
-	CfgWake        *ebpf.Variable `ebpf:"cfg_wake"`
+	CfgChangesOnly   *ebpf.Variable `ebpf:"cfg_changes_only"`
+	CfgChecksum      *ebpf.Variable `ebpf:"cfg_checksum"`
+	CfgFlows         *ebpf.Variable `ebpf:"cfg_flows"`
+	CfgGenerate      *ebpf.Variable `ebpf:"cfg_generate"`
+	CfgHz            *ebpf.Variable `ebpf:"cfg_hz"`
+	CfgLinkNetns     *ebpf.Variable `ebpf:"cfg_link_netns"`
+	CfgNetns         *ebpf.Variable `ebpf:"cfg_netns"`
+	CfgPackets       *ebpf.Variable `ebpf:"cfg_packets"`
+	CfgResetReason   *ebpf.Variable `ebpf:"cfg_reset_reason"`
+	CfgRetransmitErr *ebpf.Variable `ebpf:"cfg_retransmit_err"`
+	CfgTransmit      *ebpf.Variable `ebpf:"cfg_transmit"`
+	CfgTuple         *ebpf.Variable `ebpf:"cfg_tuple"`
+	CfgWake          *ebpf.Variable `ebpf:"cfg_wake"`
 }
 
 // programsPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsPrograms struct {
-	Flush            *ebpf.Program `ebpf:"flush"`
-	Generate         *ebpf.Program `ebpf:"generate"`
-	GenerateSamples  *ebpf.Program `ebpf:"generate_samples"`
-	InetSockSetState *ebpf.Program `ebpf:"inet_sock_set_state"`
-	TcEgress         *ebpf.Program `ebpf:"tc_egress"`
-	TcEgressL3       *ebpf.Program `ebpf:"tc_egress_l3"`
-	TcIngress        *ebpf.Program `ebpf:"tc_ingress"`
-	TcIngressL3      *ebpf.Program `ebpf:"tc_ingress_l3"`
-	TcpDestroySock   *ebpf.Program `ebpf:"tcp_destroy_sock"`
-	TcpProbe         *ebpf.Program `ebpf:"tcp_probe"`
-	TcpReceiveReset  *ebpf.Program `ebpf:"tcp_receive_reset"`
-	TcpRetransmitSkb *ebpf.Program `ebpf:"tcp_retransmit_skb"`
+	Flush               *ebpf.Program `ebpf:"flush"`
+	Generate            *ebpf.Program `ebpf:"generate"`
+	GenerateSamples     *ebpf.Program `ebpf:"generate_samples"`
+	InetSockSetState    *ebpf.Program `ebpf:"inet_sock_set_state"`
+	KfreeSkb            *ebpf.Program `ebpf:"kfree_skb"`
+	TcEgress            *ebpf.Program `ebpf:"tc_egress"`
+	TcEgressL3          *ebpf.Program `ebpf:"tc_egress_l3"`
+	TcIngress           *ebpf.Program `ebpf:"tc_ingress"`
+	TcIngressL3         *ebpf.Program `ebpf:"tc_ingress_l3"`
+	TcpBadCsum          *ebpf.Program `ebpf:"tcp_bad_csum"`
+	TcpCongStateSet     *ebpf.Program `ebpf:"tcp_cong_state_set"`
+	TcpDestroySock      *ebpf.Program `ebpf:"tcp_destroy_sock"`
+	TcpProbe            *ebpf.Program `ebpf:"tcp_probe"`
+	TcpRcvSpaceAdjust   *ebpf.Program `ebpf:"tcp_rcv_space_adjust"`
+	TcpReceiveReset     *ebpf.Program `ebpf:"tcp_receive_reset"`
+	TcpRetransmitSkb    *ebpf.Program `ebpf:"tcp_retransmit_skb"`
+	TcpRetransmitSynack *ebpf.Program `ebpf:"tcp_retransmit_synack"`
+	TcpSendReset        *ebpf.Program `ebpf:"tcp_send_reset"`
 }
 
 func (p *programsPrograms) Close() error {
@@ -281,14 +305,20 @@ func (p *programsPrograms) Close() error {
 		p.Generate,
 		p.GenerateSamples,
 		p.InetSockSetState,
+		p.KfreeSkb,
 		p.TcEgress,
 		p.TcEgressL3,
 		p.TcIngress,
 		p.TcIngressL3,
+		p.TcpBadCsum,
+		p.TcpCongStateSet,
 		p.TcpDestroySock,
 		p.TcpProbe,
+		p.TcpRcvSpaceAdjust,
 		p.TcpReceiveReset,
 		p.TcpRetransmitSkb,
+		p.TcpRetransmitSynack,
+		p.TcpSendReset,
 	)
 }
 

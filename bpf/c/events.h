@@ -5,6 +5,9 @@
 
 #include "sockets.h"
 
+const volatile __u8 cfg_retransmit_err = 0; /* tp_btf/tcp_retransmit_skb has the argument err (6.13) */
+const volatile __u8 cfg_reset_reason = 0;   /* tp_btf/tcp_send_reset has the argument reason (6.10) */
+
 /* Begins an incident about sk, a TCP socket; NULL if it is not to be recorded. */
 static __always_inline struct tcb_incident *incident(struct slot **slot, __u32 hook, __u32 dir, struct sock *sk,
 						     struct sock_state **state)
@@ -34,7 +37,8 @@ static __always_inline struct tcb_incident *incident(struct slot **slot, __u32 h
 	r->h.kind = TCB_INCIDENT;
 	r->h.size = sizeof(*r);
 	r->h.dir = dir;
-	r->cgroup = sk->sk_cgrp_data.cgroup->kn->id;
+	if (FIELD_EXISTS(sk->sk_cgrp_data))
+		r->cgroup = sk->sk_cgrp_data.cgroup->kn->id;
 	*slot = s;
 	if (state)
 		*state = st;
@@ -109,6 +113,8 @@ int tcp_retransmit_skb(__u64 *ctx)
 	r->tcp_flags = cb.flags;
 	r->sacked = cb.sacked;
 	r->ca_state = BITS((struct inet_connection_sock *)sk, icsk_ca_state);
+	if (cfg_retransmit_err)
+		r->err = (int)ctx[2];
 	r->old_state = r->new_state = sk->__sk_common.skc_state;
 	return done(s, r);
 }
@@ -126,6 +132,291 @@ int tcp_receive_reset(__u64 *ctx)
 	if (!r)
 		return 0;
 	r->old_state = r->new_state = sk->__sk_common.skc_state;
+	return done(s, r);
+}
+
+SEC("tp_btf/tcp_cong_state_set")
+int tcp_cong_state_set(__u64 *ctx)
+{
+	struct sock *sk = (struct sock *)bpf_skc_to_tcp_sock((void *)ctx[0]);
+	struct tcb_incident *r;
+	struct slot *s;
+
+	if (!sk)
+		return 0;
+	r = incident(&s, TCB_HOOK_CONG_STATE_SET, TCB_DIR_NONE, sk, NULL);
+	if (!r)
+		return 0;
+	r->old_state = BITS((struct inet_connection_sock *)sk, icsk_ca_state);
+	r->ca_state = (__u8)ctx[1];
+	r->new_state = sk->__sk_common.skc_state;
+	return done(s, r);
+}
+
+SEC("tp_btf/tcp_rcv_space_adjust")
+int tcp_rcv_space_adjust(__u64 *ctx)
+{
+	struct sock *sk = (struct sock *)bpf_skc_to_tcp_sock((void *)ctx[0]);
+	struct tcb_incident *r;
+	struct slot *s;
+
+	if (!sk)
+		return 0;
+	r = incident(&s, TCB_HOOK_RCV_SPACE_ADJUST, TCB_DIR_IN, sk, NULL);
+	if (!r)
+		return 0;
+	r->value = ((struct tcp_sock *)sk)->rcvq_space.space;
+	r->old_state = r->new_state = sk->__sk_common.skc_state;
+	return done(s, r);
+}
+
+/* Begins an incident that has no full socket; NULL if it is not to be recorded. */
+static __always_inline struct tcb_incident *bare_incident(struct slot **slot, __u32 hook, __u32 dir, __u64 netns)
+{
+	struct tcb_incident *r;
+	struct slot *s = take(hook);
+	__u64 now;
+
+	if (!s)
+		return NULL;
+	now = bpf_ktime_get_ns();
+	if (cfg_netns && netns != cfg_netns) {
+		skip(s, hook);
+		return NULL;
+	}
+	r = room(s);
+	if (!r) {
+		skip(s, hook);
+		return NULL;
+	}
+	__builtin_memset(r, 0, sizeof(*r));
+	r->h.time = now;
+	r->h.netns = netns;
+	r->h.kind = TCB_INCIDENT;
+	r->h.size = sizeof(*r);
+	r->h.hook = hook;
+	r->h.cpu = bpf_get_smp_processor_id();
+	r->h.dir = dir;
+	*slot = s;
+	return r;
+}
+
+SEC("tp_btf/tcp_retransmit_synack")
+int tcp_retransmit_synack(__u64 *ctx)
+{
+	struct sock *listener = (struct sock *)ctx[0];
+	struct request_sock *req = (struct request_sock *)ctx[1];
+	struct tcb_incident *r;
+	struct slot *s;
+
+	r = bare_incident(&s, TCB_HOOK_RETRANSMIT_SYNACK, TCB_DIR_OUT,
+			  listener->__sk_common.skc_net.net->net_cookie);
+	if (!r)
+		return 0;
+	/* The cookie passes on to the connection; 0 as long as nobody asked for one. */
+	r->h.cookie = req->__req_common.skc_cookie.counter;
+	fill_addresses(&r->h, &req->__req_common);
+	r->h.local_port = req->__req_common.skc_num;
+	r->segs = 1;
+	r->tcp_flags = 0x12;
+	r->old_state = r->new_state = TCP_NEW_SYN_RECV;
+	return done(s, r);
+}
+
+/* TCP and IP header fields of an skb that no longer is at a packet hook. */
+struct headers {
+	__u32 family; /* 0: not TCP */
+	__be32 saddr[4];
+	__be32 daddr[4];
+	__u32 seq;
+	__u32 ack;
+	__u32 len;
+	__u16 sport;
+	__u16 dport;
+	__u16 flags;
+	__u16 pad;
+};
+
+/*
+ * An argument of a tracepoint as a number. What is only probed must not be a
+ * typed pointer: kernels before 6.14 take one that may be NULL for good.
+ */
+static __always_inline __u64 argument(__u64 *ctx, int i)
+{
+	__u64 v = 0;
+
+	bpf_probe_read_kernel(&v, sizeof(v), ctx + i);
+	return v;
+}
+
+/*
+ * Reads the headers behind skb->network_header, which is all that a dropped
+ * skb is sure to have. A global function: verified once.
+ */
+__noinline int read_headers(__u64 address, struct headers *h)
+{
+	struct sk_buff *skb = (struct sk_buff *)address;
+	unsigned char *head = NULL;
+	__u16 network = 0;
+	__u32 total, off;
+	struct tcphdr tcp;
+	union {
+		struct iphdr ip4;
+		struct ipv6hdr ip6;
+	} u;
+
+	if (!h)
+		return 0;
+	h->family = 0;
+	if (bpf_probe_read_kernel(&head, sizeof(head), &skb->head) ||
+	    bpf_probe_read_kernel(&network, sizeof(network), &skb->network_header) || !network)
+		return 0;
+	if (bpf_probe_read_kernel(&u.ip4, sizeof(u.ip4), head + network))
+		return 0;
+	if (u.ip4.ver_ihl >> 4 == 4) {
+		if (u.ip4.protocol != IPPROTO_TCP || u.ip4.frag_off & bpf_ntohs(0x1fff))
+			return 0;
+		off = (u.ip4.ver_ihl & 15) * 4;
+		total = bpf_ntohs(u.ip4.tot_len);
+		h->saddr[0] = h->saddr[1] = h->daddr[0] = h->daddr[1] = 0;
+		h->saddr[2] = h->daddr[2] = 0xffff0000;
+		h->saddr[3] = u.ip4.saddr;
+		h->daddr[3] = u.ip4.daddr;
+		h->family = 4;
+	} else if (u.ip4.ver_ihl >> 4 == 6) {
+		if (bpf_probe_read_kernel(&u.ip6, sizeof(u.ip6), head + network) || u.ip6.nexthdr != IPPROTO_TCP)
+			return 0;
+		off = sizeof(u.ip6);
+		total = sizeof(u.ip6) + bpf_ntohs(u.ip6.payload_len);
+		for (int i = 0; i < 4; i++) {
+			h->saddr[i] = u.ip6.saddr[i];
+			h->daddr[i] = u.ip6.daddr[i];
+		}
+		h->family = 6;
+	} else {
+		return 0;
+	}
+	if (bpf_probe_read_kernel(&tcp, sizeof(tcp), head + network + off)) {
+		h->family = 0;
+		return 0;
+	}
+	h->sport = bpf_ntohs(tcp.source);
+	h->dport = bpf_ntohs(tcp.dest);
+	h->seq = bpf_ntohl(tcp.seq);
+	h->ack = bpf_ntohl(tcp.ack_seq);
+	h->flags = bpf_ntohs(tcp.off_flags);
+	off += h->flags >> 12 << 2;
+	h->flags &= 0xfff;
+	h->len = total > off ? total - off : 0;
+	return 0;
+}
+
+/* The namespace of the device that an skb is on, 0 if it has none. */
+static __always_inline __u64 netns_of(__u64 address)
+{
+	struct sk_buff *skb = (struct sk_buff *)address;
+	struct net_device *dev = NULL;
+	struct net *net = NULL;
+	__u64 cookie = 0;
+
+	if (!bpf_probe_read_kernel(&dev, sizeof(dev), &skb->dev) && dev &&
+	    !bpf_probe_read_kernel(&net, sizeof(net), &dev->nd_net.net) && net)
+		bpf_probe_read_kernel(&cookie, sizeof(cookie), &net->net_cookie);
+	return cookie;
+}
+
+/* Fills an incident from the headers of a packet that goes in the given direction. */
+static __always_inline void fill_headers(struct tcb_incident *r, struct headers *h, int out)
+{
+	r->h.family = h->family;
+	copy_address(out ? r->h.local : r->h.peer, h->saddr);
+	copy_address(out ? r->h.peer : r->h.local, h->daddr);
+	r->h.local_port = out ? h->sport : h->dport;
+	r->h.peer_port = out ? h->dport : h->sport;
+	r->seq = h->seq;
+	r->ack = h->ack;
+	r->len = h->len;
+	r->tcp_flags = h->flags;
+}
+
+/*
+ * A reset goes out: with a full socket where there is one, else in answer to
+ * the segment in skb. skb, too, may be missing (the application aborts).
+ */
+SEC("tp_btf/tcp_send_reset")
+int tcp_send_reset(__u64 *ctx)
+{
+	void *any = (void *)ctx[0];
+	struct tcb_incident *r;
+	struct headers h = {};
+	struct sock *sk = NULL;
+	struct slot *s;
+
+	if (any)
+		sk = (struct sock *)bpf_skc_to_tcp_sock(any);
+	if (sk) {
+		r = incident(&s, TCB_HOOK_SEND_RESET, TCB_DIR_OUT, sk, NULL);
+		if (!r)
+			return 0;
+		r->old_state = r->new_state = sk->__sk_common.skc_state;
+		/* A listener's own addresses are not the connection's. */
+		if (r->old_state == TCP_LISTEN) {
+			read_headers(argument(ctx, 1), &h);
+			if (h.family)
+				fill_headers(r, &h, 0);
+		}
+	} else {
+		read_headers(argument(ctx, 1), &h);
+		if (!h.family)
+			return 0;
+		r = bare_incident(&s, TCB_HOOK_SEND_RESET, TCB_DIR_OUT, netns_of(argument(ctx, 1)));
+		if (!r)
+			return 0;
+		fill_headers(r, &h, 0);
+	}
+	if (cfg_reset_reason)
+		r->reason = (__u32)ctx[2];
+	return done(s, r);
+}
+
+SEC("tp_btf/tcp_bad_csum")
+int tcp_bad_csum(__u64 *ctx)
+{
+	struct tcb_incident *r;
+	struct headers h = {};
+	struct slot *s;
+
+	read_headers(argument(ctx, 0), &h);
+	if (!h.family)
+		return 0;
+	r = bare_incident(&s, TCB_HOOK_BAD_CSUM, TCB_DIR_IN, netns_of(argument(ctx, 0)));
+	if (!r)
+		return 0;
+	fill_headers(r, &h, 0);
+	return done(s, r);
+}
+
+SEC("tp_btf/kfree_skb")
+int kfree_skb(__u64 *ctx)
+{
+	struct sk_buff *skb = (struct sk_buff *)ctx[0];
+	struct tcb_incident *r;
+	struct headers h = {};
+	struct slot *s;
+	int out;
+
+	if (skb->protocol != bpf_ntohs(ETH_P_IP) && skb->protocol != bpf_ntohs(ETH_P_IPV6))
+		return 0;
+	read_headers(argument(ctx, 0), &h);
+	if (!h.family)
+		return 0;
+	out = skb->sk != NULL; /* a packet has its sender's socket as long as it goes out */
+	r = bare_incident(&s, TCB_HOOK_KFREE_SKB, out ? TCB_DIR_OUT : TCB_DIR_IN, netns_of(argument(ctx, 0)));
+	if (!r)
+		return 0;
+	fill_headers(r, &h, out);
+	r->location = ctx[1];
+	r->reason = (__u32)ctx[2];
 	return done(s, r);
 }
 

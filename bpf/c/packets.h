@@ -186,12 +186,6 @@ static __always_inline void copy_options(struct __sk_buff *skb, __u32 off, __u32
 	bpf_skb_load_bytes(skb, off, dst, n);
 }
 
-static __always_inline void copy_address(void *dst, const __be32 *src)
-{
-	for (int i = 0; i < 4; i++)
-		((__u32 *)dst)[i] = src[i];
-}
-
 /* What the socket of a packet is, as far as the hook knows it. */
 struct owner {
 	struct tcp_sock *tp;

@@ -60,6 +60,12 @@ static __always_inline void copy16(void *dst, const void *src)
 	((__u64 *)dst)[1] = ((const __u64 *)src)[1];
 }
 
+static __always_inline void copy_address(void *dst, const __be32 *src)
+{
+	for (int i = 0; i < 4; i++)
+		((__u32 *)dst)[i] = src[i];
+}
+
 static __always_inline void map4(__u8 *dst, __be32 addr)
 {
 	((__u64 *)dst)[0] = 0;
