@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -231,7 +232,7 @@ func (a *app) openSink(ctx context.Context, cfg config.Config, export exporter.C
 		sink = exporter.NewFile(path)
 	case cfg.Output == "otlp":
 		var err error
-		if sink, err = exporter.NewOTLP(export, pipeline.Version(), a.log); err != nil {
+		if sink, err = exporter.NewOTLP(export, pipeline.Version(), a.sinkLog(export)); err != nil {
 			return nil, withCode(codeUsage, err)
 		}
 	default:
@@ -241,6 +242,15 @@ func (a *app) openSink(ctx context.Context, cfg config.Config, export exporter.C
 		return nil, errors.Join(withCode(codeExport, err), sink.Shutdown(ctx))
 	}
 	return sink, nil
+}
+
+// sinkLog is the log of a sink. One that is waited for tells its failures as errors: that it tries again
+// is then a matter for --verbose.
+func (a *app) sinkLog(export exporter.Config) *slog.Logger {
+	if export.Queue.Enabled || a.verbose {
+		return a.log
+	}
+	return slog.New(slog.DiscardHandler)
 }
 
 // closeSink lets the sink deliver what it holds. An interrupt that ended the work does not cut that short.

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tcbee/tcbee-export/bpf"
+)
+
+// needsCapture skips where nothing can be captured, unless that is demanded.
+func needsCapture(t *testing.T) {
+	t.Helper()
+	c, err := bpf.Open(t.Context(), bpf.DefaultConfig(), nil)
+	if err == nil {
+		require.NoError(t, c.Close())
+		return
+	}
+	if os.Getenv("TCBEE_REQUIRE_BPF") != "" {
+		require.NoError(t, err, "TCBEE_REQUIRE_BPF is set")
+	}
+	t.Skipf("no capture here: %v", err)
+}
+
+// recorder is a capturing command that is ready.
+type recorder struct {
+	cmd       *exec.Cmd
+	out, errs bytes.Buffer
+}
+
+func startRecorder(t *testing.T, args ...string) *recorder {
+	t.Helper()
+	ready := filepath.Join(t.TempDir(), "ready")
+	r := &recorder{cmd: command(t, append(args, "--interface", "lo", "--set", "capture.netns=own", "--ready-file", ready)...)}
+	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.errs
+	require.NoError(t, r.cmd.Start())
+	require.Eventually(t, func() bool {
+		pid, err := os.ReadFile(ready)
+		return err == nil && strings.TrimSpace(string(pid)) == strconv.Itoa(r.cmd.Process.Pid)
+	}, 30*time.Second, 5*time.Millisecond, "the recorder does not get ready")
+	return r
+}
+
+// talk opens a connection over lo, sends n bytes and closes it.
+func talk(t *testing.T, n int64) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	done := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			_, err = io.Copy(io.Discard, c)
+			_ = c.Close()
+		}
+		done <- err
+	}()
+	c, err := net.Dial("tcp", l.Addr().String())
+	require.NoError(t, err)
+	_, err = io.CopyN(c, zeros{}, n)
+	require.NoError(t, err)
+	require.NoError(t, c.Close())
+	require.NoError(t, <-done)
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+type account struct {
+	Hooks []struct {
+		Hook                                    string
+		Seen, Stored, Dropped, Missed, Filtered uint64
+	}
+}
+
+func (a account) check(t *testing.T) {
+	t.Helper()
+	require.NotEmpty(t, a.Hooks)
+	for _, h := range a.Hooks {
+		require.Equal(t, h.Seen, h.Stored+h.Dropped+h.Missed+h.Filtered, h.Hook)
+	}
+}
+
+func TestRecordEndsInOrderAtASignal(t *testing.T) {
+	needsCapture(t)
+	dir := filepath.Join(t.TempDir(), "spool")
+	r := startRecorder(t, "record", "--spool", dir, "--json")
+	talk(t, 1<<20)
+
+	// A second recorder is refused while the first one works on, and readers are not.
+	_, errs, code := tcbee(t, "record", "--spool", dir, "--duration", "1s")
+	require.Equal(t, codeSpool, code, errs)
+	require.Contains(t, errs, "in use")
+	out, errs, code := tcbee(t, "spool", "info", dir)
+	require.Zero(t, code, errs)
+	require.Contains(t, out, "being recorded")
+
+	require.NoError(t, r.cmd.Process.Signal(syscall.SIGINT))
+	require.NoError(t, r.cmd.Wait(), r.errs.String())
+	var acc account
+	require.NoError(t, json.Unmarshal(r.out.Bytes(), &acc), r.out.String())
+	acc.check(t)
+
+	out, errs, code = tcbee(t, "spool", "info", dir, "--json")
+	require.Zero(t, code, errs)
+	var again account
+	require.NoError(t, json.Unmarshal([]byte(out), &again))
+	require.Equal(t, acc, again)
+	_, errs, code = tcbee(t, "spool", "verify", dir)
+	require.Zero(t, code, errs)
+	out, errs, code = tcbee(t, "flows", dir)
+	require.Zero(t, code, errs)
+	require.Contains(t, out, "1.0 MiB")
+}
+
+func TestRunWithoutSpoolLeavesNothingBehind(t *testing.T) {
+	needsCapture(t)
+	tmp := t.TempDir()
+	cmd := command(t, "run", "--interface", "lo", "--duration", "500ms", "--set", "capture.netns=own", "--output", "file:"+filepath.Join(tmp, "metrics.jsonl"))
+	require.NoError(t, os.Mkdir(filepath.Join(tmp, "tmp"), 0o700))
+	cmd.Env = append(cmd.Env, "TMPDIR="+filepath.Join(tmp, "tmp"))
+	_, errs, code := finish(t, cmd)
+	require.Zero(t, code, errs)
+	require.Contains(t, errs, "temporary")
+	left, err := os.ReadDir(filepath.Join(tmp, "tmp"))
+	require.NoError(t, err)
+	require.Empty(t, left)
+}
+
+func TestNoSuchInterface(t *testing.T) {
+	needsCapture(t)
+	out, errs, code := tcbee(t, "record", "--interface", "nope9", "--spool", filepath.Join(t.TempDir(), "spool"))
+	require.Equal(t, codeUsage, code, errs)
+	require.Empty(t, out)
+	require.Regexp(t, `^tcbee-export: record: .*no such interface: "nope9"; there are: .*lo.*\nhint: .*\n$`, errs)
+}
+
+// As nobody: what needs rights says so, a spool of somebody else is refused, and the rest works.
+func TestWithoutRights(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can become nobody")
+	}
+	const nobody = 65534
+	// The test's directories are root's alone; nobody needs one where it can run a copy of this program.
+	home, err := os.MkdirTemp("", "tcbee-nobody-")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(home) })
+	require.NoError(t, os.Chown(home, nobody, nobody))
+	self, err := os.Executable()
+	require.NoError(t, err)
+	program, err := os.ReadFile(self)
+	require.NoError(t, err)
+	copied := filepath.Join(home, "tcbee-export")
+	require.NoError(t, os.WriteFile(copied, program, 0o755))
+	asNobody := func(args ...string) (string, string, int) {
+		cmd := command(t, args...)
+		cmd.Path, cmd.Args[0], cmd.Dir = copied, copied, home
+		cmd.Env = append(cmd.Env, "HOME="+home)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		return finish(t, cmd)
+	}
+	if _, errs, code := asNobody("version"); code != 0 {
+		t.Skipf("a process cannot be started as nobody here: %s", errs)
+	}
+
+	_, errs, code := asNobody("record", "--spool", filepath.Join(home, "spool"))
+	require.Equal(t, codeKernel, code, errs)
+	require.Regexp(t, `^tcbee-export: record: .*operation not permitted\nhint: .*\n$`, errs)
+
+	secret := makeSpool(t) // below a directory of root's alone
+	for _, args := range [][]string{{"flows", secret}, {"replay", secret}, {"record", "--spool", secret}} {
+		_, errs, code = asNobody(args...)
+		require.Equal(t, codeSpool, code, errs)
+		require.Contains(t, errs, "permission denied")
+		require.Contains(t, errs, "hint: ")
+	}
+}
