@@ -3,6 +3,7 @@
 package block
 
 import (
+	"os"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -27,8 +28,17 @@ func batches(in []byte, n int) [][]byte {
 	return out
 }
 
-// steady returns blocks of traffic that runs already, of the given kind alone.
+// steady returns blocks of traffic that runs already, of the given kind alone; with -records those
+// of the file.
 func steady(kind event.Kind, blocks int) [][]byte {
+	if *costFile != "" {
+		in, err := os.ReadFile(*costFile)
+		if err != nil {
+			panic(err)
+		}
+		all := batches(only(in, kind), benchEvents)
+		return all[:min(len(all), blocks)]
+	}
 	g := newTraffic(3, 400, kind == event.KindSample)
 	g.records(200_000)
 	in := g.records(2 * blocks * benchEvents)

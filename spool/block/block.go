@@ -37,8 +37,8 @@ const (
 	// blocks that would exceed it.
 	maxRatio = 1 << 14
 
-	maxHead  = 32 << 20 // bytes of a first frame
-	maxLen   = 1 << 30  // any length or count in a block
+	maxHead  = 2 << 20 // bytes of a section's first frame
+	maxLen   = 1 << 30 // any length or count in a block
 	minBlock = fixedSize + 4 + 4
 )
 

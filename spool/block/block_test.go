@@ -56,3 +56,20 @@ func TestRoundTrip(t *testing.T) {
 		}
 	}
 }
+
+func TestSmallBlocksHaveLittleOverhead(t *testing.T) {
+	b := NewBuilder(Options{})
+	b.Add(event.Append(nil, &event.Anchor{Header: event.Header{Time: 5e12}, Session: 0xfeedfacecafef00d, Realtime: 1.7e18, TAI: 1.7e18 + 37e9, Phase: event.AnchorStart}))
+	b.Seal(nil)
+	b.Add(event.Append(nil, &event.Tick{Header: event.Header{Time: 6e12}}))
+	tick := len(b.Seal(nil))
+	g := newTraffic(9, 3, false)
+	g.records(1000)
+	in := only(g.records(40), event.KindSegment)
+	b.Add(in)
+	n := b.Events()
+	few := len(b.Seal(nil))
+	t.Logf("a tick: %d bytes; %d segments: %d bytes", tick, n, few)
+	require.LessOrEqual(t, tick, 200)
+	require.LessOrEqual(t, few, 250+20*n)
+}

@@ -418,44 +418,48 @@ func (b *Builder) sample(e *event.Sample, c *conn, s int) {
 	var pred event.Sample
 	b.expectSample(&pred, c, s)
 	b.deriveSample(&pred, e, c, s, e.Time)
-	b.diff(structs[event.KindSample], bodyOf(&e.Header, sampleWords), bodyOf(&pred.Header, sampleWords))
+	b.diff(&structs[event.KindSample], &sampleBit, bodyOf(&e.Header, sampleWords), bodyOf(&pred.Header, sampleWords))
 	b.keepSample(c, e)
 }
 
 // other encodes what follows the header of a record of the rarer kinds.
 func (b *Builder) other(h *event.Header, c *conn) {
-	st := structs[h.Kind]
+	st := &structs[h.Kind]
 	var pred [maxWords]uint64
 	last := b.expectOther(pred[:st.words()], c, h)
 	act := bodyOf(h, st.words())
-	b.diff(st, act, pred[:st.words()])
+	b.diff(st, &sameOrder, act, pred[:st.words()])
 	copy(last, act)
 	b.anchorAt(h)
 }
 
 // diff puts the words of act that are not as in pred into their columns, and which these are
-// into the columns of the mask.
-func (b *Builder) diff(st structKind, act, pred []uint64) {
+// into the columns of the mask. order gives the mask's bit of a slot.
+func (b *Builder) diff(st *structKind, order *[8 * maskLen]uint8, act, pred []uint64) {
 	var mask [maskLen]byte
 	col := st.base + st.planes
+	pred = pred[:len(act)]
 	for i, x := range act {
 		p := pred[i]
 		if x == p {
 			continue
 		}
+		slot := 2*i - st.wide
 		if i < st.wide {
-			mask[i>>3] |= 1 << (i & 7)
+			bit := order[i]
+			mask[bit>>3] |= 1 << (bit & 7)
 			b.put(col+i, zigzag(x-p))
 			continue
 		}
-		slot := 2*i - st.wide
 		if uint32(x) != uint32(p) {
-			mask[slot>>3] |= 1 << (slot & 7)
+			bit := order[slot]
+			mask[bit>>3] |= 1 << (bit & 7)
 			b.put(col+slot, zigzag32(uint32(x)-uint32(p)))
 		}
 		if x>>32 != p>>32 {
 			slot++
-			mask[slot>>3] |= 1 << (slot & 7)
+			bit := order[slot]
+			mask[bit>>3] |= 1 << (bit & 7)
 			b.put(col+slot, zigzag32(uint32(x>>32)-uint32(p>>32)))
 		}
 	}

@@ -22,6 +22,7 @@ type Decoder struct {
 	r      sectionReader
 	cols   [][]uint64
 	dirs   [][]uint64
+	zeros  []uint64
 	shapes []uint64
 	short  int // 1 + column that had no value left
 }
@@ -86,7 +87,6 @@ func (d *Decoder) Decode(dst, src []byte) ([]byte, error) {
 		panic("BUG: block.Decoder.Decode: dst is not 8-byte aligned")
 	}
 	out := dst[:start+h.Raw+event.MaxSize]
-	clear(out[start:])
 	at, err := d.records(out, start, &h, pl)
 	if err != nil {
 		return dst[:start], err
@@ -94,9 +94,10 @@ func (d *Decoder) Decode(dst, src []byte) ([]byte, error) {
 	return out[:at], nil
 }
 
-// valuesLimit bounds the number of values in the columns of a block with raw bytes of records: a
-// value stands for two bytes or more, and the lists have some of their own.
-func valuesLimit(raw int) int { return raw + 4096 }
+// valuesLimit bounds the number of values in the columns of a block with raw bytes of records. No
+// kind of record has more than 0.56 a byte, its shape and template included. With 8 bytes for
+// each, a decoder's memory is below seven times that of the records.
+func valuesLimit(raw int) int { return raw/8*5 + 64 }
 
 // lists decodes the shapes and templates.
 func (d *Decoder) lists(pl place, base int) error {
@@ -334,9 +335,8 @@ func (d *Decoder) segment(e *event.Segment, c *conn, s int, shape uint64) int {
 	if t.nsck != 0 {
 		d.sack(e, t, l)
 	}
-	m := l.misc
-	e.Urgent = l.urgent
-	e.IPOff, e.VLAN, e.VLANInner, e.TOS, e.TTL = uint16(m), uint16(m>>16), uint16(m>>32), uint8(m>>48), uint8(m>>56)
+	e.Urgent, e.Checksum = l.urgent, 0
+	*(*uint64)(unsafe.Pointer(&e.IPOff)) = l.misc
 	e.IPLen = l.ipLen
 	e.TCPLen = l.tcpPad + e.OptionsLen
 	if shape&hasRare != 0 {
@@ -410,9 +410,9 @@ func (d *Decoder) sample(e *event.Sample, c *conn, s int) {
 	d.expectSample(e, c, s)
 	e.Header = h
 	act := bodyOf(&e.Header, sampleWords)
-	d.undiff(st, act, &mask, &sampleFirst, 0)
+	d.undiff(st, &sampleOrder, act, &mask, &sampleFirst, 0)
 	d.deriveSample(e, e, c, s, e.Time)
-	d.undiff(st, act, &mask, &sampleFirst, 0xff)
+	d.undiff(st, &sampleOrder, act, &mask, &sampleFirst, 0xff)
 	d.keepSample(c, e)
 }
 
@@ -422,7 +422,7 @@ func (d *Decoder) other(h *event.Header, c *conn) {
 	last := d.expectOther(act, c, h)
 	var mask [maskLen]byte
 	d.mask(st, &mask)
-	d.undiff(st, act, &mask, &noSlots, 0xff)
+	d.undiff(st, &sameOrder, act, &mask, &noSlots, 0xff)
 	copy(last, act)
 	d.anchorAt(h)
 }
@@ -440,11 +440,11 @@ func (d *Decoder) mask(st *structKind, mask *[maskLen]byte) {
 
 // undiff turns the prediction in act into the record's words, those of the mask that are in
 // the set or, if invert is 0xff, not in it.
-func (d *Decoder) undiff(st *structKind, act []uint64, mask, set *[maskLen]byte, invert byte) {
+func (d *Decoder) undiff(st *structKind, order *[8 * maskLen]uint8, act []uint64, mask, set *[maskLen]byte, invert byte) {
 	col := st.base + st.planes
 	for p := range st.planes {
 		for m := mask[p] & (set[p] ^ invert); m != 0; m &= m - 1 {
-			slot := 8*p + bits.TrailingZeros8(m)
+			slot := int(order[8*p+bits.TrailingZeros8(m)])
 			x := d.take(col + slot)
 			if slot < st.wide {
 				act[slot] += unzigzag(x)

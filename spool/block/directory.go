@@ -105,7 +105,7 @@ func (b *Builder) fillDirectory() {
 		c := &b.conns[i]
 		d := &c.digest
 		if i == 0 {
-			d.first, d.last = b.first, b.last
+			*d = digest{first: b.first, last: b.first} // the host's is not kept
 		}
 		diff(dirNetns, c.key[0])
 		put(dirFamily, c.key[5]>>48&0xff)
@@ -131,6 +131,20 @@ func (b *Builder) fillDirectory() {
 		put(dirState, uint64(d.state))
 		put(dirSeen, uint64(d.seen))
 	}
+	for i, v := range b.dirs {
+		if zeros(v) {
+			b.dirs[i] = v[:0]
+		}
+	}
+}
+
+func zeros(v []uint64) bool {
+	for _, x := range v {
+		if x != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // directory decodes the directory's columns of the block src.
@@ -145,7 +159,13 @@ func (d *Decoder) directory(h *head, src []byte) error {
 		return pl.at(h.directory+used, fmt.Sprintf("%d bytes too many", h.dirLen-used))
 	}
 	for id, v := range d.dirs {
-		if len(v) != n {
+		if len(v) == 0 {
+			// A column that is left out is zero.
+			if len(d.zeros) < n {
+				d.zeros = make([]uint64, n)
+			}
+			d.dirs[id] = d.zeros[:n]
+		} else if len(v) != n {
 			return pl.column(id, h.directory, fmt.Sprintf("%d values, want %d", len(v), n))
 		}
 	}

@@ -32,20 +32,23 @@ func lengthSlot(flags uint16) int {
 	return int(flags>>3) & 1 // PSH
 }
 
-// inUnits writes a length as a multiple of unit if it is one.
+// Up to maxUnits units are written as their number, other lengths with maxUnits added.
+const maxUnits = 63
+
+// inUnits writes a length as a small number of units if it is one.
 func inUnits(n, unit uint32) uint64 {
-	if unit != 0 && n%unit == 0 {
-		return uint64(n/unit) << 1
+	if unit != 0 && n <= maxUnits*unit && n%unit == 0 {
+		return uint64(n / unit)
 	}
-	return zigzag32(n)<<1 | 1
+	return uint64(n) + maxUnits + 1
 }
 
 // fromUnits inverts inUnits.
 func fromUnits(x uint64, unit uint32) uint32 {
-	if x&1 == 0 {
-		return uint32(x>>1) * unit
+	if x <= maxUnits {
+		return uint32(x) * unit
 	}
-	return unzigzag32(x >> 1)
+	return uint32(x - maxUnits - 1)
 }
 
 // expectGSOSize predicts GSOSize from the payload.
@@ -82,8 +85,11 @@ func settle(phase *uint64, time uint64, ts uint32, fresh bool) {
 	if uint32(at) == ts {
 		return
 	}
-	to := at + uint64(int64(int32(ts-uint32(at))))
-	lo := to*1e6 - time
+	to := int64(at) + int64(int32(ts-uint32(at)))
+	if to < 0 {
+		to += 1 << 32
+	}
+	lo := uint64(to)*1e6 - time
 	switch {
 	case fresh:
 		*phase = lo + 500_000
@@ -184,6 +190,8 @@ func (p *past) expectSample(pred *event.Sample, c *conn, s int) {
 		*pred = p.samples[c.sample-1]
 	case p.anySample != 0:
 		*pred = p.samples[p.anySample-1]
+	default:
+		*pred = event.Sample{}
 	}
 	// The last sample's segment has been processed since.
 	end := pred.TriggerSeq + pred.TriggerLen
@@ -270,7 +278,7 @@ func (p *past) deriveSample(pred, e *event.Sample, c *conn, s int, time uint64) 
 		pred.SegsIn += segs
 		pred.DataSegsIn += data
 	}
-	if e.SndCwnd != last.SndCwnd || e.RTT != last.RTT {
+	if (e.SndCwnd != last.SndCwnd || e.RTT != last.RTT) && last.CAName[0] != 'b' {
 		pred.PacingRate = pacing(pred, e)
 	}
 }

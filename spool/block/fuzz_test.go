@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package block
+
+import (
+	"testing"
+	"unsafe"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+)
+
+// seeds are blocks of all kinds of records and of several sizes.
+func seeds(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte(magic))
+	for _, n := range []int{1, 3, 30, 300, 5000} {
+		f.Add(sampleBlock(f, n))
+	}
+	f.Add(rareBlock())
+}
+
+// rareBlock has one record of each kind.
+func rareBlock() []byte {
+	b := NewBuilder(Options{})
+	b.Add(rareRecords())
+	return b.Seal(nil)
+}
+
+func rareRecords() []byte {
+	var in []byte
+	in = event.Append(in, &event.Anchor{Header: event.Header{Time: 5e9}, Session: 77, Realtime: 1.7e18, TAI: 1.7e18 + 37e9, Phase: event.AnchorStart})
+	l := event.Link{Header: event.Header{Time: 5e9}, Ifindex: 3, MTU: 1500, Type: 1}
+	copy(l.Name[:], "eth0")
+	in = event.Append(in, &l)
+	in = event.Append(in, &event.Tick{Header: event.Header{Time: 6e9}})
+	x := event.Lost{Header: event.Header{Time: 7e9, CPU: 3}, First: 6e9, Last: 7e9}
+	x.Count[event.HookTCPProbe] = 12
+	in = event.Append(in, &x)
+	in = event.Append(in, &event.Anchor{Header: event.Header{Time: 8e9}, Session: 77, Realtime: 1.7e18 + 3e9, TAI: 1.7e18 + 40e9, Phase: event.AnchorEnd})
+	return in
+}
+
+// FuzzDecode gives damaged blocks, with lengths and CRCs corrected, to all decoders.
+func FuzzDecode(f *testing.F) {
+	seeds(f)
+	b, d := NewBuilder(Options{}), NewDecoder()
+	f.Fuzz(func(t *testing.T, p []byte) {
+		_, _ = d.Decode(nil, p)
+		inspect(t, b, d, mend(p))
+	})
+}
+
+// FuzzDirectory gives damaged heads to the readers of heads.
+func FuzzDirectory(f *testing.F) {
+	seeds(f)
+	d := NewDecoder()
+	f.Fuzz(func(t *testing.T, p []byte) {
+		p = mend(p)
+		entries, err := d.Directory(nil, p)
+		if err != nil {
+			return
+		}
+		for _, e := range entries {
+			ok, err := MayHold(p, Tuple{e.Local, e.Peer})
+			require.NoError(t, err)
+			_ = ok // a damaged filter may deny
+		}
+	})
+}
+
+// FuzzReadInfo gives damaged heads to ReadInfo.
+func FuzzReadInfo(f *testing.F) {
+	seeds(f)
+	f.Fuzz(func(t *testing.T, p []byte) {
+		_, _ = ReadInfo(p)
+		info, err := ReadInfo(mend(p))
+		if err != nil {
+			return
+		}
+		require.LessOrEqual(t, info.Raw, MaxRaw)
+		require.LessOrEqual(t, info.Raw, len(p)*maxRatio)
+		require.LessOrEqual(t, info.Events*event.HeaderSize, info.Raw)
+	})
+}
+
+// FuzzColumns gives anything to the decoder of a section.
+func FuzzColumns(f *testing.F) {
+	block := sampleBlock(f, 300)
+	var h head
+	require.NoError(f, h.read(block))
+	f.Add(block[h.Head : len(block)-4])
+	f.Add(block[h.directory : h.directory+h.dirLen])
+	r := NewDecoder().r
+	cols := make([][]uint64, columnCount)
+	f.Fuzz(func(t *testing.T, p []byte) {
+		const limit = 1 << 16
+		used, err := r.read(cols, p, 0, limit, place{"columns", columnName})
+		if err != nil {
+			return
+		}
+		require.LessOrEqual(t, used, len(p))
+		n := 0
+		for _, v := range cols {
+			n += len(v)
+		}
+		require.LessOrEqual(t, n, limit)
+	})
+}
+
+// FuzzRoundTrip makes records of the input and asks for the same records back.
+func FuzzRoundTrip(f *testing.F) {
+	f.Add(newTraffic(1, 3, true).records(40), uint8(0))
+	f.Add(newTraffic(2, 2, false).records(100), uint8(1))
+	f.Add(rareRecords(), uint8(2))
+	b, d := NewBuilder(Options{}), NewDecoder()
+	f.Fuzz(func(t *testing.T, p []byte, shift uint8) {
+		in := recordsOf(p, shift)
+		if len(in) == 0 {
+			return
+		}
+		require.NoError(t, event.Check(in))
+		b.Add(in)
+		first, last, events := b.First(), b.Last(), b.Events()
+		block := b.Seal(nil)
+		out, err := d.Decode(nil, block)
+		require.NoError(t, err)
+		requireSame(t, in, out)
+		info, err := ReadInfo(block)
+		require.NoError(t, err)
+		require.Equal(t, events, info.Events)
+		require.Equal(t, []uint64{first, last}, []uint64{info.First, info.Last})
+		entries, err := d.Directory(nil, block)
+		require.NoError(t, err)
+		for _, e := range entries {
+			ok, err := MayHold(block, Tuple{e.Local, e.Peer})
+			require.NoError(t, err)
+			require.True(t, ok)
+		}
+	})
+}
+
+// recordsOf turns bytes into well-formed records that have them as their fields.
+func recordsOf(p []byte, shift uint8) []byte {
+	kinds := []event.Kind{event.KindSegment, event.KindSample, event.KindIncident, event.KindTick, event.KindLost, event.KindAnchor, event.KindAccounting, event.KindLink}
+	var out []byte
+	for i := 0; len(p) > 0 && i < 1000; i++ {
+		var buf [event.MaxSize / 8]uint64
+		raw := unsafe.Slice((*byte)(unsafe.Pointer(&buf)), event.MaxSize)
+		n := copy(raw, p)
+		h := event.At(raw)
+		k := h.Kind
+		if int(k) >= Kinds || (k > event.KindIncident && k < event.KindTick) || k == 0 {
+			k = kinds[(int(k)+i*int(shift))%len(kinds)]
+		}
+		size := event.HeaderSize + 8*structs[k].words()
+		if k == event.KindSegment {
+			s := h.Segment()
+			s.OptionsLen %= event.OptionsMax + 1
+			clear(s.Options[s.OptionsLen:])
+			size = event.SegmentSize(int(s.OptionsLen))
+		}
+		h.Kind, h.Size = k, uint16(size)
+		out = append(out, raw[:size]...)
+		p = p[min(n, size):]
+	}
+	return out
+}
