@@ -39,6 +39,7 @@ const batchHeader = int(unsafe.Sizeof(programsSlot{}.Batch))
 type Capture struct {
 	cfg      Config
 	log      *slog.Logger
+	ns       *namespace
 	obj      *object
 	ring     *ring
 	slots    *slots
@@ -52,6 +53,8 @@ type Capture struct {
 	stopOnce  sync.Once
 	closeOnce sync.Once
 	stopped   atomic.Bool
+
+	inventory inventory
 
 	mu   sync.Mutex // guards side
 	side []byte     // records of other goroutines, for the next batch
@@ -108,7 +111,10 @@ func (c Config) netnsPath() string {
 
 func (c *Capture) open(ctx context.Context) (err error) {
 	var set settings
-	err = inNetns(c.cfg.netnsPath(), func() (err error) {
+	if c.ns, err = openNamespace(c.cfg.netnsPath()); err != nil {
+		return err
+	}
+	err = c.ns.do(func() (err error) {
 		set.linkNetns, err = netnsCookie()
 		return err
 	})
@@ -154,7 +160,10 @@ func (c *Capture) open(ctx context.Context) (err error) {
 	if err := c.attachInterfaces(); err != nil {
 		return err
 	}
-	return ctx.Err()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return c.startInventory()
 }
 
 // attachTraced attaches the programs of tracepoints.
@@ -194,7 +203,7 @@ func (c *Capture) attachInterfaces() error {
 	if !c.cfg.Packets.Enabled && !transmit {
 		return nil
 	}
-	i := &interfaces{cfg: c.cfg, path: c.cfg.netnsPath(), log: c.log, told: c.tellLink}
+	i := &interfaces{cfg: c.cfg, ns: c.ns, log: c.log, told: c.tellLink}
 	for _, p := range []struct {
 		name string
 		hook event.Hook
@@ -417,6 +426,7 @@ func (c *Capture) appendAccounting(dst []byte, now uint64, last bool) []byte {
 		counters := c.slots.counters(cpu)
 		if cpu == 0 {
 			addMissed(&counters, missed)
+			counters[event.HookInventory].Seen += c.inventory.told.Load()
 		}
 		if counters == c.account[cpu] && (!last || counters == [event.Hooks]event.Counters{}) {
 			continue
@@ -458,6 +468,7 @@ func (c *Capture) Accounting() Accounting {
 		counters := c.slots.counters(cpu)
 		if cpu == 0 {
 			addMissed(&counters, c.missed())
+			counters[event.HookInventory].Seen += c.inventory.told.Load()
 		}
 		a.CPUs = append(a.CPUs, counters)
 		for h, n := range counters {
@@ -482,6 +493,7 @@ func (c *Capture) Stop() {
 				c.log.Warn("detach", "error", err)
 			}
 		}
+		c.stopInventory()
 		c.stopped.Store(true)
 		c.wake()
 	})
@@ -510,6 +522,9 @@ func (c *Capture) Close() error {
 		}
 		if c.obj != nil {
 			c.obj.close()
+		}
+		if c.ns != nil {
+			c.ns.close()
 		}
 	})
 	return errors.Join(errs...)

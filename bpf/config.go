@@ -32,6 +32,9 @@ type Config struct {
 	Sockets Sockets `mapstructure:"sockets"`
 	Events  Events  `mapstructure:"events"`
 
+	// Inventory records the connections that are there at the start, each with a sample and
+	// its process.
+	Inventory bool `mapstructure:"inventory"`
 	// RingBytes is the size of the ring between kernel and reader: a power of two, 0: 16 MiB
 	// for each CPU, at least 32 and at most 256 MiB.
 	RingBytes int `mapstructure:"ring_bytes"`
@@ -89,11 +92,12 @@ func DefaultConfig() Config {
 		}
 	}
 	return Config{
-		Netns:    "all",
-		Packets:  Packets{Enabled: true},
-		Sockets:  Sockets{Enabled: true, Samples: SamplesEvery},
-		Events:   Events{Enabled: true, Hooks: hooks},
-		FlushAge: 100 * time.Millisecond,
+		Netns:     "all",
+		Packets:   Packets{Enabled: true},
+		Sockets:   Sockets{Enabled: true, Samples: SamplesEvery},
+		Events:    Events{Enabled: true, Hooks: hooks},
+		Inventory: true,
+		FlushAge:  100 * time.Millisecond,
 	}
 }
 

@@ -22,12 +22,33 @@ import (
 	"github.com/tcbee/tcbee-export/bpf/event"
 )
 
-// inNetns runs f in the network namespace at path, "" for the own one. f runs on a thread of
-// its own, which is thrown away if it cannot go back.
-func inNetns(path string, f func() error) error {
+// namespace is a network namespace that is held open.
+type namespace struct {
+	fd   netns.NsHandle
+	name string
+}
+
+// openNamespace opens the namespace at path, or that of the calling thread if it is empty.
+func openNamespace(path string) (*namespace, error) {
 	if path == "" {
-		return f()
+		fd, err := netns.Get()
+		if err != nil {
+			return nil, fmt.Errorf("open the own network namespace: %w", err)
+		}
+		return &namespace{fd, "own"}, nil
 	}
+	fd, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, hint(fmt.Errorf("capture.netns: open %s: %w", path, err), "\"ip netns list\" shows the named ones")
+	}
+	return &namespace{fd, path}, nil
+}
+
+func (n *namespace) close() { _ = n.fd.Close() }
+
+// do runs f in the namespace, on a thread that is thrown away if it cannot go back. Entering
+// another namespace than the own one takes CAP_SYS_ADMIN.
+func (n *namespace) do(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
@@ -37,13 +58,12 @@ func inNetns(path string, f func() error) error {
 				return fmt.Errorf("open the own network namespace: %w", err)
 			}
 			defer func() { _ = own.Close() }()
-			ns, err := netns.GetFromPath(path)
-			if err != nil {
-				return hint(fmt.Errorf("capture.netns: open %s: %w", path, err), "ip netns list shows the named ones")
+			if own.Equal(n.fd) {
+				runtime.UnlockOSThread()
+				return f()
 			}
-			defer func() { _ = ns.Close() }()
-			if err := netns.Set(ns); err != nil {
-				return fmt.Errorf("capture.netns: enter %s: %w", path, err)
+			if err := netns.Set(n.fd); err != nil {
+				return hint(fmt.Errorf("enter the network namespace %s: %w", n.name, err), "this takes CAP_SYS_ADMIN")
 			}
 			err = f()
 			if back := netns.Set(own); back == nil {
@@ -72,7 +92,7 @@ func netnsCookie() (uint64, error) {
 // interfaces keeps the tc programs attached to all interfaces that are wanted.
 type interfaces struct {
 	cfg  Config
-	path string // of the namespace, "" the own one
+	ns   *namespace
 	log  *slog.Logger
 	told func(*event.Link)
 
@@ -102,7 +122,7 @@ func (i *interfaces) open() error {
 	updates := make(chan netlink.LinkUpdate, 256)
 	fail := make(chan error, 1)
 	var existing []netlink.Link
-	err := inNetns(i.path, func() error {
+	err := i.ns.do(func() error {
 		err := netlink.LinkSubscribeWithOptions(updates, i.done, netlink.LinkSubscribeOptions{
 			ReceiveBufferSize: 4 << 20,
 			ErrorCallback: func(err error) {
@@ -240,7 +260,7 @@ func (i *interfaces) watch(updates <-chan netlink.LinkUpdate, fail <-chan error)
 					i.forget(a.Index, old)
 				}
 			case u.Header.Type == unix.RTM_NEWLINK && old == nil && i.cfg.wantsInterface(a.Name):
-				err := inNetns(i.path, func() error { return i.attach(u.Link) })
+				err := i.ns.do(func() error { return i.attach(u.Link) })
 				switch {
 				case errors.Is(err, unix.ENODEV) || errors.Is(err, os.ErrNotExist): // gone already
 				case err != nil:

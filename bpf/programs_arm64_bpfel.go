@@ -95,6 +95,7 @@ const (
 	programsProgGenerate            = "generate"
 	programsProgGenerateSamples     = "generate_samples"
 	programsProgInetSockSetState    = "inet_sock_set_state"
+	programsProgInventory           = "inventory"
 	programsProgKfreeSkb            = "kfree_skb"
 	programsProgTcEgress            = "tc_egress"
 	programsProgTcEgressL3          = "tc_egress_l3"
@@ -170,6 +171,7 @@ type programsProgramSpecs struct {
 	Generate            *ebpf.ProgramSpec `ebpf:"generate"`
 	GenerateSamples     *ebpf.ProgramSpec `ebpf:"generate_samples"`
 	InetSockSetState    *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
+	Inventory           *ebpf.ProgramSpec `ebpf:"inventory"`
 	KfreeSkb            *ebpf.ProgramSpec `ebpf:"kfree_skb"`
 	TcEgress            *ebpf.ProgramSpec `ebpf:"tc_egress"`
 	TcEgressL3          *ebpf.ProgramSpec `ebpf:"tc_egress_l3"`
@@ -283,6 +285,7 @@ type programsPrograms struct {
 	Generate            *ebpf.Program `ebpf:"generate"`
 	GenerateSamples     *ebpf.Program `ebpf:"generate_samples"`
 	InetSockSetState    *ebpf.Program `ebpf:"inet_sock_set_state"`
+	Inventory           *ebpf.Program `ebpf:"inventory"`
 	KfreeSkb            *ebpf.Program `ebpf:"kfree_skb"`
 	TcEgress            *ebpf.Program `ebpf:"tc_egress"`
 	TcEgressL3          *ebpf.Program `ebpf:"tc_egress_l3"`
@@ -305,6 +308,7 @@ func (p *programsPrograms) Close() error {
 		p.Generate,
 		p.GenerateSamples,
 		p.InetSockSetState,
+		p.Inventory,
 		p.KfreeSkb,
 		p.TcEgress,
 		p.TcEgressL3,

@@ -53,6 +53,9 @@ func (r *ring) consumerPos() *uint64 { return (*uint64)(unsafe.Pointer(&r.consum
 // end is the position up to which records are reserved.
 func (r *ring) end() uint64 { return atomic.LoadUint64((*uint64)(unsafe.Pointer(&r.producer[0]))) }
 
+// used is how much of the ring is taken. Any goroutine may ask.
+func (r *ring) used() uint64 { return r.end() - atomic.LoadUint64(r.consumerPos()) }
+
 // next returns the next record in place, nil if none is complete. It stays valid until release.
 func (r *ring) next() []byte {
 	for r.pos < r.end() {

@@ -441,4 +441,21 @@ int tcp_destroy_sock(__u64 *ctx)
 	return sample_at(TCB_HOOK_DESTROY_SOCK, TCB_DIR_NONE, (struct sock *)ctx[0], NULL);
 }
 
+/*
+ * Samples the sockets that are there, run once for each namespace at the start.
+ * One byte for each lets user space take them in portions.
+ */
+SEC("iter/tcp")
+int inventory(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	__u8 one = 1;
+
+	if (!skc)
+		return 0;
+	sample_at(TCB_HOOK_INVENTORY, TCB_DIR_NONE, (struct sock *)skc, NULL);
+	bpf_seq_write(ctx->meta->seq, &one, sizeof(one));
+	return 0;
+}
+
 #endif
