@@ -16,12 +16,15 @@ COUNT     ?= 1
 FUZZTIME  ?= 30s
 PKG       ?= ./...
 TESTFLAGS ?=
+# The builder's version decides that of the Collector's core.
+BUILDER   := go.opentelemetry.io/collector/cmd/builder@v0.161.0
+OTELCOL   := _build/otelcol/otelcol-tcbee
 
 # Nothing here needs a C compiler, but for the race detector.
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race bench generate lint fmt otelcol otelcol-smoke cover fuzz clean
+.PHONY: help build demo test test-race bench generate lint fmt otelcol otelcol-test cover fuzz clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +69,14 @@ lint: ## run the linters, import rules included
 
 fmt: ## format Go code
 	$(TOOL) golangci-lint fmt
+
+otelcol: ## build a Collector with the receiver tcbee, _build/otelcol/otelcol-tcbee, and check the sample configuration with it
+	@mkdir -p _build
+	$(GO) run $(BUILDER) --config=otelcol-builder.yaml
+	./$(OTELCOL) validate --config=tcbeereceiver/testdata/config.yaml
+
+otelcol-test: otelcol ## run that Collector with the sample configuration on real traffic (root)
+	TCBEE_OTELCOL=$(CURDIR)/$(OTELCOL) $(GO) test -count=1 -run Otelcol -v ./tcbeereceiver
 
 clean: ## remove what was built
 	rm -rf bin _build bench.json coverage.out coverage.html

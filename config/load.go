@@ -26,6 +26,7 @@ var reserved = []string{
 	"TCBEE_CONFIG",      // the configuration file where --config is not given
 	"TCBEE_REQUIRE_BPF", // tests: what the kernel or the rights refuse is a failure, not a skip
 	"TCBEE_TEST_EXEC",   // tests: the test binary acts as the command
+	"TCBEE_OTELCOL",     // tests: the Collector to run
 }
 
 // Sources are the places that settings come from; later fields win over earlier ones, and all

@@ -33,7 +33,7 @@ exit status is 3 if something is not usable that the configuration asks for and 
 }
 
 func (a *app) doctor() error {
-	features := probe(a.cfg.Capture)
+	features := bpf.Probe(a.cfg.Capture)
 	meta := pipeline.HostMeta()
 	bad := 0
 	for _, f := range features {
