@@ -83,7 +83,17 @@ func scenario(s *stream, told func(title string)) {
 		i.Segs, i.Len, i.Seq, i.TCPFlags, i.CAState = 1, 500, 15481, event.ACK, event.CALoss
 	})
 	up.out("P.", 15481, 5001, 500)
+	// Its receiver stops it for 300 ms; a router marked the rest.
+	zero := func(g *event.Segment) { g.Window = 0 }
+	s.edit = zero
 	up.in(".", 5001, 15981, 0)
+	s.wait(100 * ms)
+	up.in(".", 5001, 15981, 0)
+	s.edit = func(g *event.Segment) { g.TOS, g.TCPFlags = 2, g.TCPFlags|event.ECE }
+	s.wait(200 * ms)
+	up.in(".", 5001, 15981, 0)
+	s.edit = nil
+	up.incident(event.HookBadChecksum, func(i *event.Incident) { i.Len = 10 })
 	down.in(".", 7101, 37001, 0)
 	down.sample(event.HookTCPProbe, func(m *event.Sample) {
 		m.BytesAcked, m.BytesReceived, m.SndCwnd, m.RTT = 28000, 100, 40, 50_500
@@ -97,6 +107,8 @@ func scenario(s *stream, told func(title string)) {
 	up.sample(event.HookDestroySock, func(m *event.Sample) {
 		m.State, m.BytesAcked, m.BytesReceived, m.SndCwnd, m.SndSsthresh, m.RTT = event.Closed, 14982, 1, 10, 7, 21_800
 		m.SndUna, m.SndNxt, m.WriteSeq, m.RcvNxt = 15982, 15982, 15982, 5002
+		m.BusyTime, m.RwndLimited, m.SndbufLimited, m.DSACKDups, m.RcvOOOPack = 900_000, 300_000, 100_000, 1, 2
+		m.AppLimited, m.DeliveryRate, m.PacingRate = 1, 5, 1_600_000
 	})
 	up.out(".", 15982, 5002, 0)
 	lost := &event.Lost{Header: event.Header{Time: s.now}, First: s.now - second, Last: s.now}

@@ -83,11 +83,17 @@ type Event struct {
 	// Acked is how many payload bytes of the other direction the segment acknowledges that
 	// no earlier segment did.
 	Acked uint32
+	// Outstanding is how many sequence numbers of the other direction were sent and not
+	// acknowledged before this segment.
+	Outstanding uint32
+	// SameAck says that the segment acknowledges what was the highest acknowledged already.
+	SameAck bool
 }
 
 // Registry is where a family declares its series.
 type Registry struct {
 	off     func(name string) bool
+	now     *uint64
 	metrics []*Metric
 	series  []*Series
 	kinds   [event.KindIncident + 1]bool
@@ -96,6 +102,10 @@ type Registry struct {
 // Want says that the family's states observe records of this kind: KindSegment, KindSample
 // (of full sockets only) or KindIncident.
 func (r *Registry) Want(k event.Kind) { r.kinds[k] = true }
+
+// Now returns the time that the Table has reached, ns of CLOCK_MONOTONIC, for states that
+// tell how long something has lasted.
+func (r *Registry) Now() uint64 { return *r.now }
 
 // Series declares a series of m with the given attributes. Series of one metric are declared
 // one after the other. If m is switched off, the series is never told.
@@ -113,7 +123,10 @@ func (r *Registry) Series(m *Metric, attrs ...Attr) *Series {
 
 // All returns the families in the order of docs/metrics.md.
 func All() []Processor {
-	return []Processor{Congestion{}, RTT{}, Volume{}, Retransmit{}, Lifecycle{}}
+	return []Processor{
+		Congestion{}, RTT{}, Volume{}, Retransmit{}, Lifecycle{},
+		Order{}, FlowControl{}, Window{}, Rate{}, ECN{}, Integrity{},
+	}
 }
 
 // Metrics returns all metrics of all families in the order of docs/metrics.md.

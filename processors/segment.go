@@ -39,7 +39,7 @@ func (t *Table) segment(h *event.Header) {
 
 	d, dir := direction(out)
 	t.ev.Dir = dir
-	t.ev.Counted, t.ev.Fresh, t.ev.Acked = c.track(d, s)
+	c.track(d, s, &t.ev)
 	if syn {
 		t.greeted(c, d, s, ack)
 	}
@@ -137,9 +137,9 @@ func (t *Table) reset(c *conn, out bool) {
 	}
 }
 
-// track follows the sequence numbers of side d. It says whether this sighting counts, how
-// many payload bytes are new and how many of the other side's are newly acknowledged.
-func (c *conn) track(d int, s *event.Segment) (counted bool, fresh, acked uint32) {
+// track follows the sequence numbers of side d, and tells ev whether this sighting counts,
+// and what is new in it.
+func (c *conn) track(d int, s *event.Segment, ev *Event) {
 	own, other := &c.sides[d], &c.sides[1-d]
 	flags := s.TCPFlags
 	begin, length := s.Seq, s.PayloadLen
@@ -151,14 +151,15 @@ func (c *conn) track(d int, s *event.Segment) (counted bool, fresh, acked uint32
 		end++
 	}
 	ahead := false
+	ev.Fresh, ev.Acked, ev.Outstanding, ev.SameAck = 0, 0, 0, false
 	if flags&event.RST == 0 {
 		switch {
 		case !own.seen:
 			own.seen, own.nxt = true, end
-			fresh, ahead = length, true
+			ev.Fresh, ahead = length, true
 		case int32(end-own.nxt) > 0:
 			if n := int32(begin + length - own.nxt); n > 0 {
-				fresh = min(uint32(n), length)
+				ev.Fresh = min(uint32(n), length)
 			}
 			own.nxt, ahead = end, end != s.Seq
 		}
@@ -173,9 +174,13 @@ func (c *conn) track(d int, s *event.Segment) (counted bool, fresh, acked uint32
 	if own.point == 0 || own.point != point && ahead {
 		own.point = point
 	}
-	counted = own.point == point
+	ev.Counted = own.point == point
 
 	if flags&(event.ACK|event.RST) == event.ACK && other.seen && int32(s.Ack-other.nxt) <= 0 {
+		acked := uint32(0)
+		if own.acked {
+			ev.SameAck, ev.Outstanding = s.Ack == own.ack, other.nxt-own.ack
+		}
 		switch {
 		case !own.acked:
 			own.acked, own.ack = true, s.Ack
@@ -195,8 +200,8 @@ func (c *conn) track(d int, s *event.Segment) (counted bool, fresh, acked uint32
 				acked--
 			}
 		}
+		ev.Acked = acked
 	}
-	return counted, fresh, acked
 }
 
 // derive tells by the packets when the connection ended, and, where no socket tells it, its

@@ -22,6 +22,7 @@ type stream struct {
 	now  uint64
 	link uint32 // interface of the segments
 	cpu  uint16
+	edit func(*event.Segment) // changes each segment before it is told
 }
 
 const (
@@ -109,7 +110,13 @@ func flags(letters string) (f uint16) {
 
 func (e *end) segment(hook event.Hook, dir event.Dir, letters string, seq, ack, length uint32, segs uint16) {
 	g := event.Segment{Header: e.header(hook, dir), Seq: seq, Ack: ack, PayloadLen: length, Ifindex: e.s.link,
-		TCPFlags: flags(letters), GSOSegs: segs, VLAN: event.NoVLAN, VLANInner: event.NoVLAN}
+		TCPFlags: flags(letters), GSOSegs: segs, Window: 502, VLAN: event.NoVLAN, VLANInner: event.NoVLAN}
+	if g.TCPFlags&event.SYN != 0 { // MSS, no-operation, window scale 7
+		g.Window, g.OptionsLen, g.Options = 64240, 8, [40]byte{2, 4, 5, 180, 1, 3, 3, 7}
+	}
+	if e.s.edit != nil {
+		e.s.edit(&g)
+	}
 	if dir == event.DirOut {
 		g.Cookie = e.cookie
 	}
@@ -145,7 +152,8 @@ func (e *end) incident(hook event.Hook, edit ...func(*event.Incident)) {
 }
 
 func (e *end) sample(hook event.Hook, edit ...func(*event.Sample)) {
-	m := event.Sample{Header: e.header(hook, event.DirIn), State: event.Established, Present: event.HasTCP,
+	m := event.Sample{Header: e.header(hook, event.DirIn), State: event.Established, Present: event.HasTCP | event.HasRcvWnd,
+		SndWnd: 64256, RcvWnd: 65280, Reordering: 3, PacingRate: 1_500_000, DeliveryRate: 700_000, BusyTime: 40_000,
 		SndCwnd: 10, SndSsthresh: event.UnsetSsthresh, RTT: 20_000, RTTVar: 5_000, MinRTT: 19_000, RTO: 220_000}
 	m.Cookie = e.cookie
 	for _, f := range edit {

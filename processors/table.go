@@ -93,6 +93,7 @@ func NewTable(cfg Config) (*Table, error) {
 		return nil, err
 	}
 	t := &Table{cfg: cfg, idx: newIndex(), procs: newProcesses()}
+	t.reg.now = &t.now
 	off := slices.Clone(cfg.Off)
 	t.cfg.Off = off
 	if len(off) > 0 {
@@ -247,7 +248,7 @@ func (t *Table) charge() {
 	for _, c := range t.order {
 		for cpu := range t.holes {
 			o := &t.holes[cpu]
-			if o.events == 0 || c.cpus>>cpu&1 == 0 || o.last < c.First || c.Ended && o.first > c.Last {
+			if o.events == 0 || c.cpus>>cpu&1 == 0 || o.last < c.First || (c.Ended || c.Closed != 0) && o.first > c.Last {
 				continue
 			}
 			c.LostEvents += o.events
