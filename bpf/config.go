@@ -46,7 +46,7 @@ type Config struct {
 
 // Packets configures the group that records every TCP header on the interfaces.
 type Packets struct {
-	Enabled  bool `mapstructure:"enabled"`
+	Enabled  bool `mapstructure:"enabled"`  // record every TCP header on the interfaces
 	Checksum bool `mapstructure:"checksum"` // record the TCP checksum: two bytes that do not compress
 }
 
@@ -62,13 +62,13 @@ const (
 
 // Sockets configures the group that samples the state of sockets.
 type Sockets struct {
-	Enabled bool    `mapstructure:"enabled"`
-	Samples Samples `mapstructure:"samples"`
+	Enabled bool    `mapstructure:"enabled"` // sample the state of sockets
+	Samples Samples `mapstructure:"samples"` // every (segment that the hooks see), changes, or off (the final one only)
 }
 
 // Events configures the group of incidents.
 type Events struct {
-	Enabled bool `mapstructure:"enabled"`
+	Enabled bool `mapstructure:"enabled"` // record what happens to connections
 	// Hooks are the names of the tracepoints, as event.Hook.String gives them.
 	Hooks []string `mapstructure:"hooks"`
 }

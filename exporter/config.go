@@ -87,6 +87,7 @@ type TLSConfig struct {
 
 // RetryConfig says how often a request is tried again that failed for a passing reason.
 type RetryConfig struct {
+	// Enabled tries again what failed for a passing reason.
 	Enabled bool `mapstructure:"enabled"`
 	// InitialInterval is the wait after the first failure; each further one is longer by half,
 	// up to MaxInterval.
