@@ -123,6 +123,13 @@ const (
 	programsVarCfgTransmit          = "cfg_transmit"
 	programsVarCfgTuple             = "cfg_tuple"
 	programsVarCfgWake              = "cfg_wake"
+	programsVarLayoutHeader         = "layout_header"
+	programsVarLayoutHook           = "layout_hook"
+	programsVarLayoutIncident       = "layout_incident"
+	programsVarLayoutKind           = "layout_kind"
+	programsVarLayoutPresent        = "layout_present"
+	programsVarLayoutSample         = "layout_sample"
+	programsVarLayoutSegment        = "layout_segment"
 )
 
 // loadPrograms returns the embedded CollectionSpec for programs.
@@ -217,6 +224,13 @@ type programsVariableSpecs struct {
 	CfgTransmit      *ebpf.VariableSpec `ebpf:"cfg_transmit"`
 	CfgTuple         *ebpf.VariableSpec `ebpf:"cfg_tuple"`
 	CfgWake          *ebpf.VariableSpec `ebpf:"cfg_wake"`
+	LayoutHeader     *ebpf.VariableSpec `ebpf:"layout_header"`
+	LayoutHook       *ebpf.VariableSpec `ebpf:"layout_hook"`
+	LayoutIncident   *ebpf.VariableSpec `ebpf:"layout_incident"`
+	LayoutKind       *ebpf.VariableSpec `ebpf:"layout_kind"`
+	LayoutPresent    *ebpf.VariableSpec `ebpf:"layout_present"`
+	LayoutSample     *ebpf.VariableSpec `ebpf:"layout_sample"`
+	LayoutSegment    *ebpf.VariableSpec `ebpf:"layout_segment"`
 }
 
 // programsObjects contains all objects after they have been loaded into the kernel.
@@ -275,6 +289,13 @@ type programsVariables struct {
 	CfgTransmit      *ebpf.Variable `ebpf:"cfg_transmit"`
 	CfgTuple         *ebpf.Variable `ebpf:"cfg_tuple"`
 	CfgWake          *ebpf.Variable `ebpf:"cfg_wake"`
+	LayoutHeader     *ebpf.Variable `ebpf:"layout_header"`
+	LayoutHook       *ebpf.Variable `ebpf:"layout_hook"`
+	LayoutIncident   *ebpf.Variable `ebpf:"layout_incident"`
+	LayoutKind       *ebpf.Variable `ebpf:"layout_kind"`
+	LayoutPresent    *ebpf.Variable `ebpf:"layout_present"`
+	LayoutSample     *ebpf.Variable `ebpf:"layout_sample"`
+	LayoutSegment    *ebpf.Variable `ebpf:"layout_segment"`
 }
 
 // programsPrograms contains all programs after they have been loaded into the kernel.

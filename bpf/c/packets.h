@@ -210,6 +210,9 @@ static __always_inline void record_packet(struct __sk_buff *skb, struct packet *
 	__u16 flags;
 	__u64 now;
 
+	tcp = bytes_at(skb, l4, &copies.tcp, sizeof(copies.tcp));
+	if (!tcp)
+		return; /* cut short: not a segment */
 	s = take(cfg_packets ? hook : TCB_HOOK_TRANSMIT);
 	if (!s) {
 		if (sample && cfg_packets)
@@ -217,10 +220,9 @@ static __always_inline void record_packet(struct __sk_buff *skb, struct packet *
 		return;
 	}
 	now = bpf_ktime_get_ns();
-	tcp = bytes_at(skb, l4, &copies.tcp, sizeof(copies.tcp));
 	r = room(s);
-	if (!tcp || !r)
-		goto out; /* not reached: l4 was found in the packet, and room makes room */
+	if (!r)
+		goto out; /* not reached: room makes room */
 	seq = bpf_ntohl(tcp->seq);
 	ack = bpf_ntohl(tcp->ack_seq);
 	flags = bpf_ntohs(tcp->off_flags);
@@ -241,7 +243,7 @@ static __always_inline void record_packet(struct __sk_buff *skb, struct packet *
 		struct iphdr *ip = bytes_at(skb, l3, &copies.ip.ip4, sizeof(*ip));
 
 		if (!ip)
-			goto out;
+			goto out; /* not reached: find_tcp read it */
 		r->h.family = 4;
 		map4(dir == TCB_DIR_OUT ? r->h.local : r->h.peer, ip->saddr);
 		map4(dir == TCB_DIR_OUT ? r->h.peer : r->h.local, ip->daddr);

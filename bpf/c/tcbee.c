@@ -32,3 +32,12 @@ int flush(void *ctx)
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Types that the Go test compares, kept in the object's type information. */
+const struct tcb_header *layout_header __attribute__((unused));
+const struct tcb_segment *layout_segment __attribute__((unused));
+const struct tcb_sample *layout_sample __attribute__((unused));
+const struct tcb_incident *layout_incident __attribute__((unused));
+const enum tcb_kind *layout_kind __attribute__((unused));
+const enum tcb_hook *layout_hook __attribute__((unused));
+const enum tcb_present *layout_present __attribute__((unused));
