@@ -22,9 +22,8 @@ const (
 	// is prepared or being closed, and what is left is worth keeping.
 	segmentsPerLimit = 4
 
-	// fixedBytes is what a spool takes beside its blocks: the reserve file, the bookkeeping of
-	// two open segments (about 100 KiB each), cursors and the like.
-	fixedBytes = reserveBytes + 1<<20
+	// fixedBytes is what a spool takes beside its segments: directories, cursors and the like.
+	fixedBytes = 1 << 20
 )
 
 // SyncMode says when blocks are forced to the device. Whatever the mode, an appended block survives

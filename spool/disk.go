@@ -76,8 +76,11 @@ func writeAtomic(path string, data []byte, sync bool) error {
 	return nil
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+func syncDir(dir string) error { return syncFile(dir) }
+
+// syncFile forces the file, or the names in the directory, to the device.
+func syncFile(path string) error {
+	d, err := os.Open(path)
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,6 @@ const (
 	spoolName    = "spool.json"
 	lockName     = "lock"
 	socketName   = "control.sock"
-	reserveName  = "reserve"
 	segmentsName = "segments"
 	trashName    = "trash"
 	cursorsName  = "cursors"

@@ -32,8 +32,8 @@ func holdChild(args []string) {
 	}
 }
 
-// startHolder starts a recorder in another process. Its end is asked for by the function.
-func startHolder(t *testing.T, cfg Config) (pid int, end func()) {
+// startHolder starts a recorder in another process. The function asks for its end, and says whether it should end well.
+func startHolder(t *testing.T, cfg Config) (pid int, end func(well bool)) {
 	cmd := child(t, "hold", cfg)
 	in, err := cmd.StdinPipe()
 	require.NoError(t, err)
@@ -42,9 +42,9 @@ func startHolder(t *testing.T, cfg Config) (pid int, end func()) {
 	require.NoError(t, cmd.Start())
 	_, err = bufio.NewReader(out).ReadString('\n')
 	require.NoError(t, err)
-	return cmd.Process.Pid, func() {
+	return cmd.Process.Pid, func(well bool) {
 		_ = in.Close()
-		require.NoError(t, cmd.Wait())
+		require.Equal(t, well, cmd.Wait() == nil)
 	}
 }
 
@@ -55,7 +55,7 @@ func TestSecondRecorderIsRefused(t *testing.T) {
 	require.ErrorIs(t, err, ErrLocked)
 	require.ErrorContains(t, err, "is being recorded by pid "+strconv.Itoa(pid)+" since "+time.Now().Format("2006-01-02"))
 	require.Equal(t, "stop it or choose another --spool", hintOf(err))
-	end()
+	end(true)
 	w := create(t, cfg)
 	require.Equal(t, ID(1), w.Stats().Last)
 	_, err = Create(t.Context(), cfg, Meta{}, nil) // in the same process as well
@@ -77,7 +77,7 @@ func TestReadersInOtherProcessesThanTheRecorder(t *testing.T) {
 		require.Equal(t, ids(1, 1), got)
 		require.Empty(t, r.Notices())
 	}
-	end()
+	end(true)
 	t.Logf("four readers were answered in %v", took)
 }
 

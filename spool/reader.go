@@ -206,7 +206,6 @@ func (r *Reader) load() (segs, open []SegmentInfo, err error) {
 				return nil, nil, err
 			}
 			segs = append(segs, si)
-		case err == nil && si.State == StatePrepared:
 		case err == nil:
 			si.Err = ErrUnclosed
 			open = append(open, si)

@@ -8,13 +8,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	badger "github.com/dgraph-io/badger/v4"
@@ -22,53 +19,54 @@ import (
 
 // recoverSegment closes a segment that its recorder did not close, and returns what is in it. The lock must be held. Every
 // block that was acknowledged is kept, unless the loss of power took it: torn blocks at the end are taken out and counted.
-// It can be interrupted anywhere and done again.
+// It can be interrupted anywhere and done again. A segment that was only prepared is removed if it really holds nothing; its
+// state is StatePrepared then.
+//
+// Badger could do this when it opens the database for writing. But it cuts the value log at the first entry that it cannot read, so that one
+// flipped bit would cost all blocks behind it; and it needs space on a file system that may be full, see badger.go.
 func recoverSegment(path string, number uint64, key []byte, log *slog.Logger) (SegmentInfo, error) {
 	si, err := readSidecar(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errSidecar) {
 		return si, err
 	}
-	known := err == nil
-	if !known {
+	if err != nil {
 		si = SegmentInfo{Version: Version, Number: number, Encrypted: len(key) > 0, Dir: path}
 	}
-	disk, err := diskOf(path)
-	if err != nil {
-		return si, err
+	wal, err := cutWAL(filepath.Join(path, walName))
+	unused := len(wal.ends) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist))
+	if unused && si.State == StatePrepared {
+		return si, writeAccess(os.RemoveAll(path))
 	}
-	if disk.readOnly {
-		return si, withHint(fmt.Errorf("%w: %w", ErrUnclosed, ErrReadOnly), "copy the spool to a writable place and read the copy")
-	}
-	if need := int64(memTableBytes + openBytes); disk.free < need {
-		return si, withHint(fmt.Errorf("%w: recovery of %s takes up to %d bytes, %d are free", ErrFull, path, need, disk.free),
-			"free some space, or copy the spool elsewhere and read the copy")
-	}
-	if err := errors.Join(removeEmpty(path), keepValues(path)); err != nil {
-		return si, writeAccess(err)
-	}
-	db, err := openBadger(badgerOptions(path, 0, key, log))
 	if err != nil {
 		return si, writeAccess(err)
 	}
-	err = guard(func() error { return takeStock(db, &si) })
-	if cerr := guard(db.Close); err == nil {
-		err = cerr
-	}
+	torn, err := readStock(path, &si, key, log)
 	if err != nil {
 		return si, err
 	}
-	if err := trimValues(path); err != nil {
-		return si, err
+	if torn > 0 {
+		// One transaction for each block, the last one for the last.
+		end := int64(logHeader)
+		if n := len(wal.ends) - torn; n > 0 {
+			end = wal.ends[n-1]
+		}
+		if err := os.Truncate(filepath.Join(path, walName), end); err != nil {
+			return si, writeAccess(err)
+		}
+		si.LostTail += uint64(torn)
+	}
+	if err := trimValues(filepath.Join(path, vlogName)); err != nil {
+		return si, writeAccess(err)
 	}
 	if si.FirstAt.IsZero() && si.Blocks > 0 {
 		si.FirstAt = si.Opened
 	}
-	if si.LastAt, err = lastWrite(path, si); err != nil {
-		return si, err
+	if si.LastAt.IsZero() && si.Blocks > 0 { // for retention by age
+		si.LastAt = wal.changed
 	}
 	si.Recovered = true
 	if err := finishSegment(&si, time.Now().UTC()); err != nil {
-		return si, err
+		return si, writeAccess(err)
 	}
 	log.Info("spool: recovered a segment that its recorder had not closed",
 		"segment", number, "blocks", si.Blocks, "torn", si.LostTail)
@@ -83,115 +81,27 @@ func writeAccess(err error) error {
 	return err
 }
 
-// lastWrite estimates when the last block was appended, for retention by age.
-func lastWrite(path string, si SegmentInfo) (time.Time, error) {
-	if !si.LastAt.IsZero() || si.Opened.IsZero() {
-		return si.LastAt, nil
-	}
-	fi, err := os.Stat(filepath.Join(path, "MANIFEST"))
-	if err != nil {
-		return time.Time{}, err
-	}
-	return fi.ModTime().UTC(), nil
-}
-
-// removeEmpty removes logs of length 0. Badger leaves one when it dies between creating a log and giving it its length, or
-// between emptying one whose contents are safe elsewhere and removing it, and then cannot open the database.
-func removeEmpty(path string) error {
-	entries, err := os.ReadDir(path)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), ".mem") && !isVlog(e.Name()) {
-			continue
-		}
-		fi, err := e.Info()
-		if err != nil {
-			return err
-		}
-		if fi.Size() == 0 {
-			if err := os.Remove(filepath.Join(path, e.Name())); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// keepValues keeps Badger from cutting the value log. When it opens a database to write, it walks through the last value log and
-// truncates it at the first entry that it cannot read: a single flipped bit would cost all blocks behind it. So an
-// empty value log is put behind it, which may be cut.
-func keepValues(path string) error {
-	last, err := lastVlog(path)
-	if err != nil || last == 0 {
-		return err
-	}
-	f, err := os.Open(vlogPath(path, last))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	var header [vlogHeader]byte
-	if _, err := io.ReadFull(f, header[:]); err != nil {
-		return nil // shorter than a header: there is nothing to keep
-	}
-	return os.WriteFile(vlogPath(path, last+1), header[:], 0o640)
-}
-
-func vlogPath(path string, n uint64) string { return filepath.Join(path, fmt.Sprintf("%06d.vlog", n)) }
-
-func lastVlog(path string) (last uint64, err error) {
-	entries, err := os.ReadDir(path)
-	if err != nil {
-		return 0, err
-	}
-	for _, e := range entries {
-		if base, ok := strings.CutSuffix(e.Name(), ".vlog"); ok {
-			if n, err := strconv.ParseUint(base, 10, 32); err == nil {
-				last = max(last, n)
-			}
-		}
-	}
-	return last, nil
-}
-
-// trimValues cuts the unused ends of the value logs of a closed database, and removes empty ones.
+// trimValues cuts the unused end of the value log.
 func trimValues(path string) error {
-	last, err := lastVlog(path)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the reader tells of it
+	}
 	if err != nil {
 		return err
 	}
-	for n := uint64(1); n <= last; n++ {
-		f, err := os.OpenFile(vlogPath(path, n), os.O_RDWR, 0)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		end, size, err := dataEnd(f)
-		switch {
-		case err != nil:
-		case end <= vlogHeader:
-			err = os.Remove(f.Name())
-		default:
-			// The last block may end with zeros.
-			if end = (end + 4096) &^ 4095; end < size {
-				err = f.Truncate(end)
-			}
-		}
-		if err == nil {
-			err = f.Sync()
-		}
-		if cerr := f.Close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
-			return err
-		}
+	end, size, err := dataEnd(f)
+	// The last block may end with zeros, and Badger wants a whole header.
+	if end = max((end+4096)&^4095, logHeader); err == nil && end < size {
+		err = f.Truncate(end)
 	}
-	return nil
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
 }
 
 // dataEnd finds the end of the last byte that is not zero.
@@ -214,13 +124,30 @@ func dataEnd(f *os.File) (end, size int64, err error) {
 	return 0, fi.Size(), nil
 }
 
-// takeStock finds which blocks the database holds, and takes torn ones out of its end.
-func takeStock(db *badger.DB, si *SegmentInfo) error {
+// readStock finds which blocks the segment holds. It returns how many at its end are torn.
+func readStock(path string, si *SegmentInfo, key []byte, log *slog.Logger) (torn int, err error) {
+	o := badgerOptions(path, 0, key, log)
+	o.ReadOnly = true
+	db, err := openBadger(o)
+	if err != nil {
+		return 0, err
+	}
+	err = guard(func() error {
+		torn, err = takeStock(db, si)
+		return err
+	})
+	var f *fault
+	if errors.As(err, &f) {
+		return 0, err // Badger's locks are as the fault left them: closing would wait for ever
+	}
+	return torn, errors.Join(err, guard(db.Close))
+}
+
+func takeStock(db *badger.DB, si *SegmentInfo) (torn int, err error) {
 	var first, last ID
 	var blocks uint64
 	var size int64
-	torn := []ID{} // unreadable blocks behind the last readable one
-	err := db.View(func(txn *badger.Txn) error {
+	err = db.View(func(txn *badger.Txn) error {
 		o := badger.DefaultIteratorOptions
 		o.PrefetchValues = false
 		it := txn.NewIterator(o)
@@ -243,39 +170,24 @@ func takeStock(db *badger.DB, si *SegmentInfo) error {
 			}
 			var n int
 			if err := item.Value(func(v []byte) error { n = len(v); return nil }); err != nil {
-				torn = append(torn, id)
+				torn++
 				continue
 			}
-			blocks += uint64(len(torn)) + 1 // those in the middle are damaged, not torn: the reader tells
-			torn = torn[:0]
+			blocks += uint64(torn) + 1 // those in the middle are damaged, not torn: the reader tells
+			torn = 0
 			size += int64(n)
 			last = id
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	if len(torn) > 0 {
-		if err := db.Update(func(txn *badger.Txn) error {
-			for _, id := range torn {
-				var key [8]byte
-				if err := txn.Delete(blockKey(&key, id)); err != nil {
-					return err
-				}
-			}
-			return nil
-		}); err != nil {
-			return err
-		}
-	}
-	if blocks > 0 {
+	switch {
+	case blocks > 0:
 		si.First, si.Last = first, last
-	} else if si.First > 0 {
+	case si.First == 0:
+		si.First, si.Last = max(first, 1), max(first, 1)-1
+	default:
 		si.Last = si.First - 1
-	} else {
-		si.First, si.Last = first, max(first, 1)-1
 	}
-	si.Blocks, si.Bytes, si.LostTail = blocks, size, si.LostTail+uint64(len(torn))
-	return nil
+	si.Blocks, si.Bytes = blocks, size
+	return torn, err
 }

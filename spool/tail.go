@@ -4,8 +4,10 @@ package spool
 
 import (
 	"context"
+	"errors"
+	"slices"
 
-	"github.com/dgraph-io/badger/v4"
+	badger "github.com/dgraph-io/badger/v4"
 )
 
 // NextID is the ID that the next block will get.
@@ -20,24 +22,20 @@ func (w *Writer) NextID() ID {
 // another one than that which appends; it must not be called during or after Close.
 func (w *Writer) Read(ctx context.Context, id ID, dst []byte) ([]byte, error) {
 	w.mu.Lock()
-	open := []*segment{w.cur, w.lastClosing}
-	var first [2]ID
-	for i, s := range open {
-		if s != nil {
-			first[i] = s.info.First
-		}
-	}
+	w.forgetDone()
+	open := append(slices.Clone(w.ended), w.cur)
 	w.mu.Unlock()
-	for i, s := range open {
-		if s == nil || id < first[i] {
-			continue
-		}
+	for _, s := range slices.Backward(open) {
 		out, ok, err := s.read(id, dst)
 		if ok || err != nil {
 			return out, err
 		}
-		if i == 1 {
-			<-s.done // it is being closed: below it is read as a closed one
+		if s.mayHold(id) { // it is being closed: below it is read as a closed one
+			select {
+			case <-s.done:
+			case <-ctx.Done():
+				return dst, ctx.Err()
+			}
 		}
 	}
 	return w.readBehind(ctx, id, dst)
@@ -45,27 +43,36 @@ func (w *Writer) Read(ctx context.Context, id ID, dst []byte) ([]byte, error) {
 
 // read takes a block out of a segment that is still open. It returns false if it is not, or has no such block.
 func (s *segment) read(id ID, dst []byte) (out []byte, ok bool, err error) {
-	s.reading.RLock()
-	defer s.reading.RUnlock()
+	s.using.RLock()
+	defer s.using.RUnlock()
 	if s.shut {
 		return dst, false, nil
 	}
 	var key [8]byte
 	out = dst
-	err = s.db.View(func(txn *badger.Txn) error {
-		item, err := txn.Get(blockKey(&key, id))
-		if err == badger.ErrKeyNotFound {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return item.Value(func(v []byte) error {
-			out, ok = append(out, v...), true
-			return nil
+	err = guard(func() error {
+		return s.db.View(func(txn *badger.Txn) error {
+			item, err := txn.Get(blockKey(&key, id))
+			if errors.Is(err, badger.ErrKeyNotFound) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			return item.Value(func(v []byte) error {
+				out, ok = append(out, v...), true
+				return nil
+			})
 		})
 	})
 	return out, ok, err
+}
+
+// mayHold tells whether the segment is being closed and begins before the block.
+func (s *segment) mayHold(id ID) bool {
+	s.using.RLock()
+	defer s.using.RUnlock()
+	return s.shut && id >= s.info.First
 }
 
 // readBehind reads a block of a closed segment.

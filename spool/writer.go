@@ -11,14 +11,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
-
-// reserveBytes lie ready in a file of their own, so that the segment that is being written can be closed, and so be read, when
-// others have filled the file system to the brim.
-const reserveBytes = memTableBytes/2 + openBytes
 
 // maxClosing is how many segments may wait to be closed before Append waits: closing waits for the device.
 const maxClosing = 2
@@ -34,7 +31,8 @@ type Writer struct {
 
 	mu          sync.Mutex // of what follows; held while a block is appended
 	cur         *segment
-	lastClosing *segment // the newest that was handed to the closer
+	lastClosing *segment   // the newest that was handed to the closer
+	ended       []*segment // all that were, and that are perhaps not closed yet
 	nextID      ID
 	closed      bool
 	full        bool // the last Append met a full file system
@@ -48,18 +46,19 @@ type Writer struct {
 
 	segMu   sync.Mutex // of what follows; taken last
 	segs    []SegmentInfo
+	starved chan struct{}
 	oldest  ID
 	dropped Dropped
 	warned  bool // of the first removal by retention
 
 	closedBytes atomic.Int64 // of the device: closed segments, and trash until it is gone
 	openBytes   atomic.Int64 // of the device: segments that are not closed
-	reserve     *os.File     // nil if there was no space for it; used by the closer only, after Create
 
 	syncs, rotations, stalls atomic.Uint64
 
 	rotMu   sync.Mutex // serializes Rotate
 	closing chan *segment
+	slots   chan struct{} // one for each segment in closing, bounds them
 	wake    chan struct{} // asks for a prepared segment and for retention
 	stop    chan struct{} // closed by Close
 	behind  *Reader       // of Read, for segments that are closed already; nil if none was needed
@@ -112,7 +111,9 @@ func Create(ctx context.Context, cfg Config, meta Meta, log *slog.Logger) (_ *Wr
 	}
 	w := &Writer{
 		cfg: cfg, meta: meta, key: key, log: log,
-		closing: make(chan *segment, maxClosing),
+		closing: make(chan *segment, maxClosing+1), // Close needs no slot
+		slots:   make(chan struct{}, maxClosing),
+		starved: make(chan struct{}),
 		wake:    make(chan struct{}, 1),
 		stop:    make(chan struct{}),
 	}
@@ -130,12 +131,11 @@ func Create(ctx context.Context, cfg Config, meta Meta, log *slog.Logger) (_ *Wr
 	if err := w.takeOver(ctx); err != nil {
 		return nil, createError(cfg.Dir, err)
 	}
-	w.makeReserve()
 	if err := w.prepare(); err != nil {
 		return nil, createError(cfg.Dir, err)
 	}
 	w.cur = w.next.Swap(nil)
-	if err := w.cur.activate(w.nextID, w.now(), w.synced()); err != nil {
+	if err := w.cur.activate(w.nextID, w.now()); err != nil {
 		return nil, createError(cfg.Dir, err)
 	}
 	if w.control, err = listen(w); err != nil {
@@ -227,11 +227,6 @@ func (w *Writer) takeOver(ctx context.Context) error {
 		switch {
 		case errors.Is(err, ErrVersion):
 			return err
-		case err == nil && si.State == StatePrepared:
-			if err := os.RemoveAll(path); err != nil {
-				return err
-			}
-			continue
 		case err == nil && si.State == StateClosed:
 			if si.Device, err = diskUse(path); err != nil {
 				return err
@@ -239,6 +234,9 @@ func (w *Writer) takeOver(ctx context.Context) error {
 		default:
 			first := max(si.First, w.nextID)
 			si, err = recoverSegment(path, n, w.key, w.log)
+			for errors.Is(err, ErrFull) && w.cfg.OnFull == FullDropOldest && w.dropOldest() {
+				si, err = recoverSegment(path, n, w.key, w.log)
+			}
 			if errors.Is(err, ErrFull) || errors.Is(err, ErrReadOnly) || errors.Is(err, ErrKey) {
 				return err
 			}
@@ -249,6 +247,8 @@ func (w *Writer) takeOver(ctx context.Context) error {
 				if si.Device, err = diskUse(path); err != nil {
 					return err
 				}
+			} else if si.State != StateClosed {
+				continue // it was prepared, never used, and is gone
 			}
 		}
 		w.nextID = max(w.nextID, si.Last+1)
@@ -273,7 +273,7 @@ func mostBlocks(path string) ID {
 	if err != nil {
 		return 1 << 32
 	}
-	return ID(use/vlogHeader) + 1
+	return ID(use/logHeader) + 1
 }
 
 func emptyDir(dir string) error {
@@ -294,16 +294,10 @@ func (w *Writer) abandon() {
 			s.discard()
 		}
 	}
-	if w.reserve != nil {
-		_ = w.reserve.Close()
-	}
 	_ = w.lock.release()
 }
 
 func (w *Writer) now() time.Time { return time.Now().UTC() }
-
-// synced tells whether bookkeeping must survive the loss of power at once.
-func (w *Writer) synced() bool { return w.cfg.Sync != SyncOff }
 
 // Append stores the block behind all others and returns its ID. It copies b. When it returns without an error, the block survives
 // the death of the process, and in mode SyncBlock the loss of power. On error the block was not stored; after
@@ -451,6 +445,34 @@ func (w *Writer) waitClosing() bool {
 
 // swap ends the segment that is written and goes on in the next. mu must be held.
 func (w *Writer) swap() error {
+	select {
+	case w.slots <- struct{}{}:
+	default:
+		select {
+		case w.slots <- struct{}{}:
+		case <-w.starving():
+			return w.starvedError()
+		}
+	}
+	if err := w.activateNext(); err != nil {
+		<-w.slots
+		return err
+	}
+	old := w.cur
+	w.cur = w.next.Swap(nil)
+	w.lastClosing = old
+	w.forgetDone()
+	w.ended = append(w.ended, old)
+	if old.info.Blocks > 0 {
+		w.segments++
+	}
+	w.rotations.Add(1)
+	w.closing <- old // has room: there is a slot
+	return nil
+}
+
+// activateNext makes the prepared segment ready for blocks, and prepares it if need be. mu must be held.
+func (w *Writer) activateNext() error {
 	if w.next.Load() == nil {
 		w.stalls.Add(1)
 		if err := w.prepare(); err != nil {
@@ -458,22 +480,15 @@ func (w *Writer) swap() error {
 		}
 	}
 	next := w.next.Load()
-	if err := next.activate(w.nextID, w.now(), w.synced()); err != nil {
-		if isNoSpace(err) {
-			err = fmt.Errorf("%w: %w", ErrFull, err)
+	for {
+		err := next.activate(w.nextID, w.now())
+		if !isNoSpace(err) {
+			return err
 		}
-		return err
+		if w.cfg.OnFull != FullDropOldest || !w.dropOldest() {
+			return fmt.Errorf("%w: %w", ErrFull, err)
+		}
 	}
-	w.next.Store(nil)
-	old := w.cur
-	w.cur = next
-	w.lastClosing = old
-	if old.info.Blocks > 0 {
-		w.segments++
-	}
-	w.rotations.Add(1)
-	w.closing <- old
-	return nil
 }
 
 // prepare opens the next segment, unless there is one.
@@ -483,34 +498,36 @@ func (w *Writer) prepare() error {
 	if w.next.Load() != nil {
 		return nil
 	}
-	const need = openBytes + walChunk + 1<<20
-	for {
-		disk, err := diskOf(w.cfg.Dir)
-		if err != nil {
-			return err
-		}
-		if disk.readOnly {
-			return withHint(fmt.Errorf("cannot record into %s: %w", w.cfg.Dir, ErrReadOnly), "choose another --spool")
-		}
-		if disk.free-need >= w.cfg.MinFreeBytes {
-			break
-		}
-		if w.cfg.OnFull == FullDropOldest && w.dropOldest() {
-			continue
-		}
-		return w.fullError(disk)
-	}
 	w.number++
-	s, err := createSegment(w.cfg.Dir, w.number, w.cfg.SegmentBytes, w.meta, w.key, w.synced(), w.log)
+	s, err := w.openNext()
+	for errors.Is(err, ErrFull) && w.cfg.OnFull == FullDropOldest && w.dropOldest() {
+		s, err = w.openNext()
+	}
 	if err != nil {
-		if isNoSpace(err) {
-			err = fmt.Errorf("%w: %w", ErrFull, err)
-		}
 		return err
 	}
 	w.openBytes.Add(s.reserved.Load())
 	w.next.Store(s)
 	return nil
+}
+
+// openNext creates the next segment if there is room for it.
+func (w *Writer) openNext() (*segment, error) {
+	disk, err := diskOf(w.cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	if disk.readOnly {
+		return nil, withHint(fmt.Errorf("cannot record into %s: %w", w.cfg.Dir, ErrReadOnly), "choose another --spool")
+	}
+	if disk.free-openBytes-walChunk < w.cfg.MinFreeBytes {
+		return nil, w.fullError(disk)
+	}
+	s, err := createSegment(w.cfg.Dir, w.number, w.cfg.SegmentBytes, w.meta, w.key, w.log)
+	if isNoSpace(err) {
+		err = fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return s, err
 }
 
 // Rotate ends the segment that is written, so that others can read all blocks appended before the call, and returns
@@ -547,31 +564,57 @@ func (w *Writer) Rotate(ctx context.Context) error {
 	select {
 	case <-wait.done:
 		return wait.closeErr
+	case <-w.starving():
+		return w.starvedError()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
+// starving returns a channel that is closed while there is no room to close a segment.
+func (w *Writer) starving() <-chan struct{} {
+	w.segMu.Lock()
+	defer w.segMu.Unlock()
+	return w.starved
+}
+
+// starvedError is for segments that cannot be closed for want of space.
+func (w *Writer) starvedError() error {
+	return withHint(fmt.Errorf("%w: %s: there is no room to close a segment, so that the newest blocks, though stored, cannot be read yet", ErrFull, w.cfg.Dir),
+		"free some space; the recording goes on when there is room")
+}
+
 // Sync forces all blocks appended before the call to the device.
 func (w *Writer) Sync() error {
 	w.mu.Lock()
-	cur, wait, closed := w.cur, w.lastClosing, w.closed
+	w.forgetDone()
+	segs := append(slices.Clone(w.ended), w.cur)
+	closed := w.closed
 	w.mu.Unlock()
 	if closed {
 		return ErrClosed
 	}
-	var err error
-	if cur.dirty.Load() {
-		w.syncs.Add(1)
-		if err = cur.sync(); errors.Is(err, os.ErrClosed) {
-			err, wait = nil, cur // it was ended meanwhile; closing synchronises
+	var errs error
+	for _, s := range segs {
+		if !s.dirty.Load() {
+			continue
 		}
+		w.syncs.Add(1)
+		errs = errors.Join(errs, s.sync())
 	}
-	if wait != nil {
-		<-wait.done
-		err = errors.Join(err, wait.closeErr)
-	}
-	return err
+	return errs
+}
+
+// forgetDone drops closed segments from ended. mu must be held.
+func (w *Writer) forgetDone() {
+	w.ended = slices.DeleteFunc(w.ended, func(s *segment) bool {
+		select {
+		case <-s.done:
+			return true
+		default:
+			return false
+		}
+	})
 }
 
 func (w *Writer) syncAtIntervals() {
@@ -687,25 +730,28 @@ func (w *Writer) closeSegments() {
 			w.log.Error("spool: a segment could not be closed; it is recovered when the spool is opened next", "segment", s.info.Number, "error", s.closeErr)
 		}
 		close(s.done)
-		w.nudgeRetention()
-	}
-}
-
-func (w *Writer) nudgeRetention() {
-	if w.cfg.MaxBytes > 0 && w.used()+w.cfg.SegmentBytes/2 > w.cfg.MaxBytes {
-		w.nudge()
+		select {
+		case <-w.slots:
+		default:
+		}
+		if w.cfg.MaxBytes > 0 && w.used()+w.cfg.SegmentBytes/2 > w.cfg.MaxBytes {
+			w.nudge()
+		}
 	}
 }
 
 func (w *Writer) closeSegment(s *segment) error {
-	if err := w.spaceToClose(s); err != nil {
-		s.leave()
+	if s.info.Blocks == 0 && s.broken == nil && len(w.snapshot()) > 0 {
+		s.discard()
+		w.openBytes.Add(-s.reserved.Load())
+		return nil
+	}
+	if err := s.close(); err != nil {
 		return err
 	}
-	if err := s.close(w.now()); err != nil {
+	if err := w.seal(s); err != nil {
 		return err
 	}
-	w.makeReserve()
 	w.openBytes.Add(-s.reserved.Load())
 	w.closedBytes.Add(s.info.Device)
 	w.segMu.Lock()
@@ -714,60 +760,32 @@ func (w *Writer) closeSegment(s *segment) error {
 	return nil
 }
 
-// spaceToClose waits until there is room to close the segment. When the Writer is closed it does not wait.
-func (w *Writer) spaceToClose(s *segment) error {
-	tick := time.NewTicker(100 * time.Millisecond)
+// seal writes the sidecar of a closed segment. It waits for the few KiB that this takes, unless the Writer is closed.
+func (w *Writer) seal(s *segment) error {
+	now := w.now()
+	err := finishSegment(&s.info, now)
+	if !isNoSpace(err) {
+		return err
+	}
+	close(w.starved) // only this goroutine replaces it
+	defer func() {
+		w.segMu.Lock()
+		w.starved = make(chan struct{})
+		w.segMu.Unlock()
+	}()
+	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for {
-		disk, err := diskOf(s.info.Dir)
-		if err != nil {
-			return err
+	for isNoSpace(err) {
+		if w.cfg.OnFull != FullDropOldest || !w.dropOldest() {
+			select {
+			case <-tick.C:
+			case <-w.stop:
+				return fmt.Errorf("%w: %w", ErrFull, finishSegment(&s.info, now))
+			}
 		}
-		if disk.free >= s.closeNeeds() {
-			return nil
-		}
-		if w.freeReserve() {
-			continue
-		}
-		select {
-		case <-tick.C:
-		case <-w.stop:
-			return w.fullError(disk)
-		}
+		err = finishSegment(&s.info, now)
 	}
-}
-
-// makeReserve sets aside what closing a segment takes.
-func (w *Writer) makeReserve() {
-	if w.reserve != nil {
-		return
-	}
-	disk, err := diskOf(w.cfg.Dir)
-	if err != nil || disk.free < reserveBytes+w.cfg.MinFreeBytes/2 {
-		return
-	}
-	f, err := os.OpenFile(filepath.Join(w.cfg.Dir, reserveName), os.O_RDWR|os.O_CREATE, 0o640)
-	if err != nil {
-		return
-	}
-	if err := allocate(f, 0, reserveBytes); err != nil {
-		_ = f.Truncate(0)
-		_ = f.Close()
-		return
-	}
-	w.reserve = f
-}
-
-// freeReserve gives the reserve up, and tells whether there was one.
-func (w *Writer) freeReserve() bool {
-	if w.reserve == nil {
-		return false
-	}
-	// Truncation alone may keep blocks behind the end of the file.
-	_ = os.Remove(w.reserve.Name())
-	_ = w.reserve.Close()
-	w.reserve = nil
-	return true
+	return err
 }
 
 // Stats tells the state of the spool.
@@ -792,8 +810,8 @@ func (w *Writer) Stats() Stats {
 // Dir returns the directory of the spool.
 func (w *Writer) Dir() string { return w.cfg.Dir }
 
-// Close ends the recording: all segments are closed and safe on the device when it returns. If there is no room to close one, it stays as
-// it is and is recovered when the spool is opened next; the error says so.
+// Close ends the recording: all segments are closed and safe on the device when it returns. If there is no room for
+// the few KiB that this takes, the last one is recovered when the spool is opened next; the error says so.
 func (w *Writer) Close() error {
 	w.mu.Lock()
 	if w.closed {
@@ -816,25 +834,14 @@ func (w *Writer) Close() error {
 	if next := w.next.Swap(nil); next != nil {
 		next.discard()
 	}
-	cur := w.cur
-	var err error
-	if cur.info.Blocks == 0 && len(w.snapshot()) > 0 {
-		close(w.closing)
-		w.closer.Wait()
-		cur.discard()
-	} else {
-		w.closing <- cur
-		close(w.closing)
-		w.closer.Wait()
-		err = cur.closeErr
-	}
+	w.closing <- w.cur
+	close(w.closing)
+	w.closer.Wait()
+	err := w.cur.closeErr
 	if w.lastClosing != nil {
 		err = errors.Join(w.lastClosing.closeErr, err)
 	}
-	if w.freeReserve(); w.synced() {
-		err = errors.Join(err, syncDir(filepath.Join(w.cfg.Dir, segmentsName)))
-	}
-	return errors.Join(err, w.lock.release())
+	return errors.Join(err, syncDir(filepath.Join(w.cfg.Dir, segmentsName)), w.lock.release())
 }
 
 func (w *Writer) snapshot() []SegmentInfo {
