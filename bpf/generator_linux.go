@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -27,6 +28,7 @@ type Generator struct {
 	prog  *ebpf.Program
 	loads *ebpf.Map
 	frame []byte
+	busy  atomic.Int64 // ns of CPU time of the threads that generated
 }
 
 // What a generator's program does with the packets it writes.
@@ -102,6 +104,10 @@ func (g *Generator) Run(ctx context.Context, cpu, perSecond int) (sent uint64, e
 		defer close(done)
 		runtime.LockOSThread()
 		sent, err = g.run(ctx, cpu, perSecond)
+		var u unix.Rusage
+		if unix.Getrusage(unix.RUSAGE_THREAD, &u) == nil {
+			g.busy.Add(u.Utime.Nano() + u.Stime.Nano())
+		}
 	}()
 	<-done
 	return sent, err
@@ -136,6 +142,9 @@ func (g *Generator) run(ctx context.Context, cpu, perSecond int) (uint64, error)
 	after, err := g.made(cpu)
 	return after - before, err
 }
+
+// Busy is the CPU time that finished calls of Run have used.
+func (g *Generator) Busy() time.Duration { return time.Duration(g.busy.Load()) }
 
 // cost runs the program n times on the current CPU and returns the time of one run.
 func (g *Generator) cost(n int) (time.Duration, error) {
