@@ -63,7 +63,7 @@ const (
 // Sockets configures the group that samples the state of sockets.
 type Sockets struct {
 	Enabled bool    `mapstructure:"enabled"` // sample the state of sockets
-	Samples Samples `mapstructure:"samples"` // every (segment that the hooks see), changes, or off (the final one only)
+	Samples Samples `mapstructure:"samples"` // at every segment that the hooks see, at changes only, or none but the final one
 }
 
 // Events configures the group of incidents.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -395,4 +396,13 @@ func TestReportTakesJoinedErrorsApart(t *testing.T) {
 	require.Equal(t, codeSpool, exitCode(errors.Join(errors.New("x"), withCode(codeSpool, errors.New("y")))))
 	require.Equal(t, codeInterrupted, exitCode(context.Canceled))
 	require.Equal(t, codeFailure, exitCode(errors.New("x")))
+}
+
+// TestReadmeExplainsExitStatuses holds the README's table to the one of the help.
+func TestReadmeExplainsExitStatuses(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	require.NoError(t, err)
+	for _, c := range exitCodes {
+		require.Contains(t, string(text), fmt.Sprintf("| %d | %s |\n", c.code, c.meaning))
+	}
 }
