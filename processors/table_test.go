@@ -48,3 +48,32 @@ func TestTransferIsOneConnectionWithExactVolume(t *testing.T) {
 	t.Log(s.collect())
 	require.Empty(t, s.tab.Flows())
 }
+
+// TestGoodputBySocketAlone: the kernel counts the SYN and the FINs as a byte each.
+func TestGoodputBySocketAlone(t *testing.T) {
+	s := newStream(t, DefaultConfig())
+	e := s.end(server, client)
+	e.cookie = 1
+	e.state(event.SynRecv, event.Established)
+	e.state(event.Established, event.CloseWait)
+	e.state(event.CloseWait, event.LastAck)
+	e.state(event.LastAck, event.Closed)
+	e.sample(event.HookDestroySock, func(m *event.Sample) {
+		m.State, m.BytesAcked, m.BytesReceived, m.SndUna, m.WriteSeq = event.Closed, 101, 2001, 7, 7
+	})
+	require.Equal(t, uint64(100), s.flow().GoodputOut)
+	require.Equal(t, uint64(2000), s.flow().GoodputIn)
+
+	s = newStream(t, DefaultConfig())
+	e = s.end(client, server)
+	e.cookie = 1
+	e.state(event.Closed, event.SynSent)
+	e.state(event.SynSent, event.Established)
+	e.sample(event.HookTCPProbe, func(m *event.Sample) { m.BytesAcked, m.SndUna, m.WriteSeq = 101, 7, 7 })
+	require.Equal(t, uint64(100), s.flow().GoodputOut)
+	e.state(event.Established, event.Closed) // aborted: no FIN
+	e.sample(event.HookDestroySock, func(m *event.Sample) {
+		m.State, m.BytesAcked, m.SndUna, m.WriteSeq = event.Closed, 151, 7, 7
+	})
+	require.Equal(t, uint64(150), s.flow().GoodputOut)
+}

@@ -20,7 +20,8 @@ var (
 		Attributes:  []string{attrDirection},
 		Source: "The higher of two that lag each other by a round trip: tcp_info bytes_acked and bytes_received of the last Sample, " +
 			"less the SYN of an active opener and the FIN, which the kernel counts as a byte each; and the progress of the acknowledgment " +
-			"numbers in Segments. Since the connection was first seen.",
+			"numbers in Segments. Since the connection was first seen. Where there are no Segments of it, the peer's FIN counts as a byte received if this " +
+			"side closed first: nothing tells of that FIN.",
 	}
 	metricSegments = &Metric{
 		Name: "network.flow.tcp.segments", Unit: "{segment}", Kind: Counter,
@@ -68,7 +69,22 @@ type volumeState struct {
 	base           [2]uint64 // of the socket's counters when it was first seen
 	finIn          uint32    // sequence number of the peer's FIN, if hasFin
 	packets, based bool
-	finOut, hasFin bool
+	finOut, hasFin bool // a FIN was sent; the peer's was seen on the wire
+	finned         bool // the socket took the peer's FIN
+}
+
+// Changed implements Watcher: states tell of FINs where packets do not.
+func (s *volumeState) Changed(c *Connection) { s.fins(c.State) }
+
+func (s *volumeState) fins(state event.TCPState) {
+	switch state {
+	case event.FinWait1, event.FinWait2, event.Closing, event.LastAck, event.TimeWait:
+		s.finOut = true
+	}
+	switch state {
+	case event.CloseWait, event.LastAck, event.Closing, event.TimeWait:
+		s.finned = true
+	}
 }
 
 func (s *volumeState) Observe(ev *Event) {
@@ -99,22 +115,15 @@ func (s *volumeState) Observe(ev *Event) {
 // sample takes the socket's counters of bytes, without what is no payload.
 func (s *volumeState) sample(c *Connection, m *event.Sample) {
 	acked, received := m.BytesAcked, m.BytesReceived
-	switch m.State {
-	case event.FinWait1, event.FinWait2, event.Closing, event.LastAck, event.TimeWait:
-		s.finOut = true
-	}
+	s.fins(m.State)
 	if c.Opened && c.Role == RoleClient && acked > 0 {
 		acked-- // the SYN
 	}
 	if s.finOut && m.SndUna == m.WriteSeq && acked > 0 {
 		acked-- // the FIN
 	}
-	switch {
-	case m.State == event.CloseWait, m.State == event.LastAck, m.State == event.Closing, m.State == event.TimeWait,
-		s.hasFin && m.RcvNxt == s.finIn+1:
-		if received > 0 {
-			received--
-		}
+	if (s.finned || s.hasFin && m.RcvNxt == s.finIn+1) && received > 0 {
+		received--
 	}
 	if !s.based {
 		s.based = true
