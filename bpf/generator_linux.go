@@ -103,11 +103,9 @@ func (g *Generator) Run(ctx context.Context, cpu, perSecond int) (sent uint64, e
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
+		before := threadCPU()
 		sent, err = g.run(ctx, cpu, perSecond)
-		var u unix.Rusage
-		if unix.Getrusage(unix.RUSAGE_THREAD, &u) == nil {
-			g.busy.Add(u.Utime.Nano() + u.Stime.Nano())
-		}
+		g.busy.Add(threadCPU() - before)
 	}()
 	<-done
 	return sent, err
@@ -164,6 +162,15 @@ func (g *Generator) made(cpu int) (uint64, error) {
 // Close releases the generator's program.
 func (g *Generator) Close() {
 	g.coll.Close()
+}
+
+// threadCPU is the CPU time that the current thread has used, in ns.
+func threadCPU() int64 {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_THREAD, &u) != nil {
+		return 0
+	}
+	return u.Utime.Nano() + u.Stime.Nano()
 }
 
 // pin keeps the current thread on a CPU.

@@ -102,7 +102,7 @@ Environment:
 
 	root.AddCommand(
 		a.runCommand(), a.recordCommand(), a.replayCommand(), a.flowsCommand(),
-		a.spoolCommand(), a.configCommand(), a.doctorCommand(), a.demoCommand(), a.versionCommand(),
+		a.spoolCommand(), a.configCommand(), a.doctorCommand(), a.benchCommand(), a.demoCommand(), a.versionCommand(),
 	)
 	return root
 }

@@ -96,6 +96,20 @@ func Search(ctx context.Context, o Options, log *slog.Logger, each func(Step)) (
 	return res, nil
 }
 
+// At measures one rate only; 0 is as fast as the CPU can.
+func At(ctx context.Context, o Options, perSecond int, log *slog.Logger) (Result, error) {
+	res := Result{CPUs: runtime.NumCPU(), Flows: o.Flows}
+	s, err := Measure(ctx, o, perSecond, log)
+	if err != nil {
+		return res, err
+	}
+	res.Steps = []Step{s}
+	if s.Lossless() {
+		res.ZeroLoss = s.PerSecond
+	}
+	return res, nil
+}
+
 // Measure records generated packets for one step.
 func Measure(ctx context.Context, o Options, perSecond int, log *slog.Logger) (_ Step, err error) {
 	step := Step{Asked: perSecond}
@@ -160,7 +174,6 @@ func Measure(ctx context.Context, o Options, perSecond int, log *slog.Logger) (_
 	}
 	step.PerSecond = float64(step.Stored) / step.Seconds
 	step.BytesPerEvent = float64(w.Stats().Bytes) / float64(max(step.Stored, 1))
-	// The generator keeps its CPU busy all the time at full speed; below that it is told apart by its own clock.
 	step.RecorderCPU = (processCPU() - cpu - g.Busy().Seconds()) / step.Seconds
 	step.AnonBytes = rssAnon()
 	return step, nil
