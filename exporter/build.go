@@ -54,6 +54,9 @@ type Builder struct {
 	attrs    pcommon.Map // its attributes, copied into each point
 }
 
+// noAttributes are those of the host's series.
+var noAttributes = pcommon.NewMap()
+
 // slot gathers the points of one metric.
 type slot struct {
 	metric *processors.Metric
@@ -65,6 +68,7 @@ type slot struct {
 
 // track is what is kept of a connection between collections.
 type track struct {
+	attrs  pcommon.Map                   // as they were when it was first told: a series keeps its identity
 	gauges []uint64                      // bit set by Series.ID: what must be ended
 	prev   []uint64                      // delta only: the last totals by Series.ID, float64 as bits
 	histos map[int]*processors.Histogram // delta only: the last totals by Series.ID
@@ -80,7 +84,6 @@ func NewBuilder(cfg Config, res Resource) *Builder {
 		scope:      pcommon.NewInstrumentationScope(),
 		byMetric:   make(map[*processors.Metric]*slot),
 		conn:       make(map[uint64]*track),
-		attrs:      pcommon.NewMap(),
 	}
 	b.resource.SetSchemaUrl(SchemaURL)
 	res.write(b.resource.Resource().Attributes(), cfg.Resource)
@@ -166,7 +169,7 @@ func (b *Builder) Host(h *processors.Host) {
 	}
 	b.cur, b.curEnded = &b.host, false
 	b.times(h.StartWall, b.wall)
-	b.attrs.Clear()
+	b.attrs = noAttributes
 }
 
 // Connection implements processors.Emitter.
@@ -175,6 +178,7 @@ func (b *Builder) Connection(c *processors.Connection) {
 	t := b.conn[c.ID]
 	if t == nil {
 		t = b.newTrack()
+		putAttributes(t.attrs, b.attributes, c)
 		b.conn[c.ID] = t
 	}
 	b.cur, b.curID, b.curEnded = t, c.ID, c.Ended
@@ -186,8 +190,7 @@ func (b *Builder) Connection(c *processors.Connection) {
 		at = max(at, b.prev+endStep)
 	}
 	b.times(c.StartWall, at)
-	b.attrs.Clear()
-	putAttributes(b.attrs, b.attributes, c)
+	b.attrs = t.attrs
 }
 
 // times sets the timestamps of the points of b.cur: at, and for sums the start, which for
@@ -350,11 +353,14 @@ func (b *Builder) endConnection() {
 func (b *Builder) newTrack() *track {
 	n := len(b.free)
 	if n == 0 {
-		return new(track)
+		t := &track{attrs: pcommon.NewMap()}
+		t.attrs.EnsureCapacity(len(b.attributes))
+		return t
 	}
 	t := b.free[n-1]
 	b.free = b.free[:n-1]
 	t.reset()
+	t.attrs.Clear()
 	return t
 }
 

@@ -285,6 +285,24 @@ func TestPointsOfReusedAddressesNeverShareATime(t *testing.T) {
 	}
 }
 
+func TestSeriesKeepTheirIdentity(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Attributes = append(cfg.Attributes, AttrHandshakeRole, AttrCookie)
+	b := NewBuilder(cfg, testResource)
+	c := conn(1, t0)
+	c.Role, c.Cookie = processors.RoleUnknown, 0
+	var seen []map[string]any
+	for i := range int64(2) {
+		b.Begin(t0 + (i+1)*sec)
+		b.Connection(c)
+		b.Int(sCwnd, 1)
+		md := b.End()
+		seen = append(seen, md.ResourceMetrics().At(0).ScopeMetrics().At(0).Metrics().At(0).Gauge().DataPoints().At(0).Attributes().AsRaw())
+		c.Role, c.Cookie = processors.RoleServer, 7 // became known
+	}
+	require.Empty(t, cmp.Diff(seen[0], seen[1]))
+}
+
 func TestNothingToTellIsEmpty(t *testing.T) {
 	b := NewBuilder(DefaultConfig(), testResource)
 	b.Begin(t0)

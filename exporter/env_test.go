@@ -133,3 +133,38 @@ OTEL_EXPORTER_OTLP_INSECURE: "yes" is neither true nor false`,
 		})
 	}
 }
+
+func FuzzParsePairs(f *testing.F) {
+	for _, s := range []string{"", "a=b", "a=b,c=%20d ,", "=x", "a=%zz", "a==,b"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		pairs, err := parsePairs(s)
+		if err != nil {
+			require.Nil(t, pairs)
+			return
+		}
+		for key := range pairs {
+			require.NotEmpty(t, key)
+		}
+	})
+}
+
+func FuzzParseEndpoint(f *testing.F) {
+	for _, s := range []string{"localhost:4317", "http://a", "https://[::1]:4318/x", "//", "a:b", "unix:///x", "http://%zz"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, protocol := range []string{ProtocolGRPC, ProtocolHTTP} {
+			u, err := parseEndpoint(protocol, s)
+			if err != nil {
+				continue
+			}
+			require.NotEmpty(t, u.Hostname())
+			c := DefaultConfig()
+			c.Protocol, c.Endpoint = protocol, s
+			require.NoError(t, c.Validate())
+			require.NotEmpty(t, c.Target())
+		}
+	})
+}
