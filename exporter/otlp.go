@@ -350,7 +350,7 @@ func (s *OTLP) explain(err error) error {
 		}
 	}
 	text = strings.TrimPrefix(text, "transport: ")
-	text = strings.TrimPrefix(text, "Error while dialing: ")
+	text = strings.TrimPrefix(text, "Error while dialing: ") //nolint:misspell // gRPC's spelling
 	text = strings.TrimPrefix(text, "error exporting items, request to "+s.target.String()+" responded with ")
 	text = strings.Join(strings.Fields(text), " ")
 

@@ -161,7 +161,7 @@ func (t *Terminal) gather(md pmetric.Metrics) (pcommon.Timestamp, []*row) {
 	}
 	next := make(map[string]totals, len(rows))
 	for _, r := range rows {
-		before := totals{start: r.now.start, at: r.now.start}
+		before := totals{at: r.now.start}
 		if old, ok := t.totals[r.key]; ok && old.start == r.now.start && !r.delta {
 			before = old
 		}
