@@ -5,6 +5,7 @@ package block
 import (
 	"os"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -52,13 +53,16 @@ func steady(kind event.Kind, blocks int) [][]byte {
 	return all[:min(len(all), blocks)]
 }
 
-func report(b *testing.B, events, bytes int) {
+func report(b *testing.B, events, bytes int, cpu time.Duration) {
 	n := float64(events)
 	sec := b.Elapsed().Seconds()
 	b.ReportMetric(n/sec, "events/s")
 	b.ReportMetric(sec*1e9/n, "ns/event")
 	b.ReportMetric(float64(bytes)/n, "B/event")
 	b.ReportMetric(0, "ns/op")
+	if cpu > 0 {
+		b.ReportMetric(float64(cpu)/n, "cpu-ns/event")
+	}
 }
 
 func benchEncode(b *testing.B, kind event.Kind) {
@@ -71,6 +75,7 @@ func benchEncode(b *testing.B, kind event.Kind) {
 	}
 	b.ReportAllocs()
 	events, bytes, i := 0, 0, 0
+	cpu := cpuTime()
 	for b.Loop() {
 		w.Add(in[i%len(in)])
 		events += w.Events()
@@ -78,7 +83,7 @@ func benchEncode(b *testing.B, kind event.Kind) {
 		bytes += len(dst)
 		i++
 	}
-	report(b, events, bytes)
+	report(b, events, bytes, cpuTime()-cpu)
 }
 
 func benchDecode(b *testing.B, kind event.Kind) {
@@ -95,6 +100,7 @@ func benchDecode(b *testing.B, kind event.Kind) {
 	}
 	b.ReportAllocs()
 	bytes, i := 0, 0
+	cpu := cpuTime()
 	for b.Loop() {
 		src := blocks[i%len(blocks)]
 		if dst, err = r.Decode(dst[:0], src); err != nil {
@@ -103,7 +109,7 @@ func benchDecode(b *testing.B, kind event.Kind) {
 		bytes += len(src)
 		i++
 	}
-	report(b, i*benchEvents, bytes)
+	report(b, i*benchEvents, bytes, cpuTime()-cpu)
 }
 
 func BenchmarkEncodeSegments(b *testing.B) { benchEncode(b, event.KindSegment) }
@@ -134,7 +140,7 @@ func BenchmarkDirectory(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	report(b, i*benchEvents, i*info.Head)
+	report(b, i*benchEvents, i*info.Head, 0)
 	b.ReportMetric(float64(entries)/b.Elapsed().Seconds(), "entries/s")
 }
 

@@ -114,8 +114,8 @@ type head struct {
 	dirLen    int    // its bytes
 }
 
-// ReadInfo reads the head of the block src. It does not look at the columns: Decode and Verify do.
-// It checks the head's CRC and copies all that it returns.
+// ReadInfo reads the head of the block src and checks its CRC. It does not look at the columns, whose
+// damage only Decode finds. It copies all that it returns.
 func ReadInfo(src []byte) (Info, error) {
 	var h head
 	err := h.read(src)

@@ -79,7 +79,7 @@ func NewBuilder(o Options) *Builder {
 		panic("BUG: block.NewBuilder: " + err.Error())
 	}
 	zw, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false),
-		zstd.WithSingleSegment(true), zstd.WithWindowSize(1<<20))
+		zstd.WithSingleSegment(true), zstd.WithWindowSize(1<<20), zstd.WithAllLitEntropyCompression(true))
 	if err != nil {
 		panic("BUG: block.NewBuilder: " + err.Error())
 	}
@@ -156,7 +156,7 @@ func (b *Builder) add(h *event.Header) {
 	k := key{w[2], w[4], w[5], w[6], w[7], w[8] & portMask}
 	next := &b.conns[b.conn].next[cl]
 	ci := *next
-	if b.conns[ci].key != k {
+	if !b.conns[ci].key.is(&k) {
 		mask |= hasConn
 		i := b.table.find(b.conns, &k)
 		switch {
@@ -207,7 +207,7 @@ func (b *Builder) add(h *event.Header) {
 		c.cookie[cl] = h.Cookie
 	}
 	if h.Cookie != 0 {
-		b.cookie = h.Cookie
+		b.cookie, c.digest.cookie = h.Cookie, h.Cookie
 	}
 	want := c.expectSockSeq(h.Cookie)
 	if h.SockSeq != want {
@@ -328,31 +328,34 @@ func (b *Builder) segment(e *event.Segment, c *conn, s int) uint64 {
 		t = &b.templates[ti]
 		b.put(colTemplate, uint64(ti))
 	}
-	var tsval, tsecr uint32
 	if t.ts >= 0 {
-		tsval = binary.BigEndian.Uint32(e.Options[t.ts:])
-		tsecr = binary.BigEndian.Uint32(e.Options[t.ts+4:])
-		if want := l.clockTS(e.Time, l.tsPhase); tsval != want {
+		tsval := binary.BigEndian.Uint32(e.Options[t.ts:])
+		tsecr := binary.BigEndian.Uint32(e.Options[t.ts+4:])
+		if want := clockTS(e.Time, l.tsPhase); tsval != want {
 			mask |= hasTSVal
 			b.put(colTSVal, zigzag32(tsval-want))
+			l.settleTS(e.Time, tsval)
 		}
 		mode := l.ecrMode
-		clock := l.clockTS(e.Time, l.ecrPhase)
-		if tsecr != [...]uint32{o.tsval, l.tsecr, clock, ^tsecr}[mode&3] {
-			switch tsecr {
-			case o.tsval:
-				mode = ecrOther
-			case l.tsecr:
-				mode = ecrSame
-			case clock:
-				mode = ecrClock
-			default:
-				mode = ecrColumn
-				b.put(colTSEcr, zigzag32(tsecr-o.tsval))
-			}
-			l.ecrMode = mode
+		clock := clockTS(e.Time, l.ecrPhase)
+		switch {
+		case mode == ecrOther && tsecr == o.tsval, mode == ecrSame && tsecr == l.tsecr, mode == ecrClock && tsecr == clock:
+		case tsecr == o.tsval:
+			mode = ecrOther
+		case tsecr == l.tsecr:
+			mode = ecrSame
+		case tsecr == clock:
+			mode = ecrClock
+		default:
+			mode = ecrColumn
+			b.put(colTSEcr, zigzag32(tsecr-o.tsval))
 		}
+		if tsecr != clock {
+			l.settleEcr(e.Time, tsecr)
+		}
+		l.ecrMode = mode
 		mask |= uint64(mode) << ecrShift
+		l.tsval, l.tsecr = tsval, tsecr
 	}
 	if t.nsck != 0 {
 		b.sack(e, t, l)
@@ -365,7 +368,7 @@ func (b *Builder) segment(e *event.Segment, c *conn, s int) uint64 {
 		mask |= hasRare
 		b.rare(e, l)
 	}
-	l.update(e, t, syn, ti, slot, tsval, tsecr)
+	l.update(e, syn, ti, slot)
 	return mask
 }
 

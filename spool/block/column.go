@@ -198,20 +198,14 @@ func (w *sectionWriter) planes(v []uint64, width int) {
 	w.entry(byte(encPlane1+width-1), n, p)
 }
 
-// index16 writes indices of which some are above 255.
+// index16 writes indices of which some are above 255. An escaped value costs 16 bits and more; a
+// second plane costs each value a little.
 func (w *sectionWriter) index16(v []uint64) {
-	var lo, hi, esc [256]uint32
 	n := 0
 	for _, x := range v {
-		lo[x&0xff]++
-		hi[x>>8&0xff]++
-		if x >= 255 {
-			n++
-			x = 255
-		}
-		esc[x&0xff]++
+		n += int((254 - x) >> 63)
 	}
-	if entropy(esc[:], len(v))+16*float64(n) > entropy(lo[:], len(v))+entropy(hi[:], len(v)) {
+	if n > len(v)/4 || n > len(v)/16 && !escapes(v, n) {
 		w.planes(v, 2)
 		return
 	}
@@ -228,6 +222,17 @@ func (w *sectionWriter) index16(v []uint64) {
 	w.tbits = list
 	w.entry(encEscape, len(v), p, uint64(len(list)))
 	w.bits = append(w.bits, list...)
+}
+
+// escapes tells whether n escapes among v cost less than a second plane.
+func escapes(v []uint64, n int) bool {
+	var low, high, esc [256]uint32
+	for _, x := range v {
+		low[x&0xff]++
+		high[x>>8&0xff]++
+		esc[min(x, 255)]++
+	}
+	return entropy(esc[:], len(v))+16*float64(n) < entropy(low[:], len(v))+entropy(high[:], len(v))
 }
 
 // hybrid fills tokens and tbits and returns what they will cost, in bits, about.
@@ -340,11 +345,11 @@ type columnEntry struct {
 	id     int
 	enc    byte
 	own    bool
-	n      int // values
-	p      int // encConst: the value's place in params; encHybrid: bytes of bits; encDict: values
-	value  uint64
-	frame  int // length of the own frame, 0: as it is
-	length int // of the column's bytes
+	n      int    // values
+	p      int    // encHybrid: bytes of bits; encEscape: bytes of the list; encDict: values
+	value  uint64 // encConst: the value; encDict: where in the first frame its values are
+	frame  int    // length of the own frame, 0: as it is
+	length int    // of the column's bytes
 }
 
 // place tells where in a section an error is.
@@ -408,8 +413,7 @@ func (r *sectionReader) read(cols [][]uint64, src []byte, base, limit int, pl pl
 		return 0, pl.at(base, "bad number of columns")
 	}
 	r.cols = r.cols[:0]
-	id, total, smallLen, allLen := -1, 0, 0, 0
-	values := 0 // of all dictionaries, they are in head
+	id, total, smallLen := -1, 0, 0
 	for range n {
 		gap, q, ok := uvarintInt(head, p)
 		if !ok || q >= len(head) || gap >= len(cols)-id-1 {
@@ -446,7 +450,6 @@ func (r *sectionReader) read(cols [][]uint64, src []byte, base, limit int, pl pl
 			if e.p, p, ok = uvarintInt(head, p); !ok || e.p == 0 || e.p > 255 {
 				return 0, pl.column(id, base, "bad size of the dictionary")
 			}
-			values += e.p
 		}
 		if e.own {
 			if e.frame, p, ok = uvarintInt(head, p); !ok {
@@ -465,7 +468,6 @@ func (r *sectionReader) read(cols [][]uint64, src []byte, base, limit int, pl pl
 				p += w
 			}
 		}
-		allLen += e.length
 		r.cols = append(r.cols, e)
 	}
 	if smallLen != len(head)-p {

@@ -30,7 +30,7 @@ type Decoder struct {
 // NewDecoder returns a Decoder.
 func NewDecoder() *Decoder {
 	zr, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-		zstd.WithDecoderMaxMemory(maxLen), zstd.WithDecodeAllCapLimit(true), zstd.IgnoreChecksum(true))
+		zstd.WithDecoderMaxMemory(4*MaxRaw), zstd.WithDecodeAllCapLimit(true), zstd.IgnoreChecksum(true))
 	if err != nil {
 		panic("BUG: block.NewDecoder: " + err.Error())
 	}
@@ -313,24 +313,28 @@ func (d *Decoder) segment(e *event.Segment, c *conn, s int, shape uint64) int {
 	t := &d.templates[ti]
 	e.OptionsLen = t.n
 	*(*[5]uint64)(unsafe.Pointer(&e.Options)) = t.word
-	var tsval, tsecr uint32
 	if t.ts >= 0 {
-		tsval = l.clockTS(e.Time, l.tsPhase)
+		tsval := clockTS(e.Time, l.tsPhase)
 		if shape&hasTSVal != 0 {
 			tsval += unzigzag32(d.take(colTSVal))
+			l.settleTS(e.Time, tsval)
 		}
+		tsecr := o.tsval
+		clock := clockTS(e.Time, l.ecrPhase)
 		switch shape >> ecrShift & 3 {
-		case ecrOther:
-			tsecr = o.tsval
 		case ecrSame:
 			tsecr = l.tsecr
 		case ecrClock:
-			tsecr = l.clockTS(e.Time, l.ecrPhase)
+			tsecr = clock
 		case ecrColumn:
-			tsecr = o.tsval + unzigzag32(d.take(colTSEcr))
+			tsecr += unzigzag32(d.take(colTSEcr))
+		}
+		if tsecr != clock {
+			l.settleEcr(e.Time, tsecr)
 		}
 		binary.BigEndian.PutUint32(e.Options[t.ts:], tsval)
 		binary.BigEndian.PutUint32(e.Options[t.ts+4:], tsecr)
+		l.tsval, l.tsecr = tsval, tsecr
 	}
 	if t.nsck != 0 {
 		d.sack(e, t, l)
@@ -346,7 +350,7 @@ func (d *Decoder) segment(e *event.Segment, c *conn, s int, shape uint64) int {
 	if shape&hasWireLen != 0 {
 		e.WireLen += unzigzag32(d.take(colWireLen))
 	}
-	l.update(e, t, syn, ti, slot, tsval, tsecr)
+	l.update(e, syn, ti, slot)
 	return event.SegmentSize(int(t.n))
 }
 

@@ -381,7 +381,9 @@ func (f *flow) sample(e *event.Segment) {
 			s.DataSegsOut += uint32(e.GSOSegs)
 		}
 		s.LastDataSent = 0
-		s.NotsentBytes = uint32(r.IntN(100)) * f.mss
+		if r.IntN(4) == 0 {
+			s.NotsentBytes = uint32(r.IntN(100)) * f.mss
+		}
 		s.WriteSeq = f.sndNxt + s.NotsentBytes
 		s.SndNxt = e.Seq
 		s.WmemQueued = (f.sndNxt - f.sndUna) + s.NotsentBytes + uint32(r.IntN(4)*2304)

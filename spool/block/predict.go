@@ -75,29 +75,37 @@ func (l *lane) expectIPID(family uint8) uint32 {
 	return (l.ipID + uint32(l.gsoSegs)) & 0xffff
 }
 
-// clockTS predicts a timestamp of a clock of 1 kHz.
-func (l *lane) clockTS(time, phase uint64) uint32 { return uint32((time + phase) / 1e6) }
+// clockTS predicts a timestamp by a clock of 1 kHz.
+func clockTS(time, phase uint64) uint32 { return uint32((time + phase) / 1e6) }
 
-// settle moves phase so that the clock shows ts at time: no further than needed, or, if it is
-// fresh, to the middle of what is possible.
-func settle(phase *uint64, time uint64, ts uint32, fresh bool) {
-	at := (time + *phase) / 1e6
-	if uint32(at) == ts {
-		return
-	}
-	to := int64(at) + int64(int32(ts-uint32(at)))
+// settleTS sets the clock of TSval right after it was wrong, settleEcr that of TSecr.
+func (l *lane) settleTS(time uint64, ts uint32) {
+	l.tsPhase = settle(l.tsPhase, time, ts, !l.tsSet)
+	l.tsSet = true
+}
+
+func (l *lane) settleEcr(time uint64, ts uint32) {
+	l.ecrPhase = settle(l.ecrPhase, time, ts, !l.ecrSet)
+	l.ecrSet = true
+}
+
+// settle returns the phase with which the clock shows ts at time: no further than needed from the
+// present one, or, if that means nothing yet, the middle of what is possible.
+func settle(phase, time uint64, ts uint32, fresh bool) uint64 {
+	at := (time + phase) / 1e6
+	d := int32(ts - uint32(at))
+	to := int64(at) + int64(d)
 	if to < 0 {
 		to += 1 << 32
 	}
-	lo := uint64(to)*1e6 - time
+	low := uint64(to)*1e6 - time
 	switch {
 	case fresh:
-		*phase = lo + 500_000
-	case int32(ts-uint32(at)) > 0:
-		*phase = lo
-	default:
-		*phase = lo + 999_999
+		return low + 500_000
+	case d > 0:
+		return low
 	}
+	return low + 999_999
 }
 
 // miscOf returns IPOff, VLAN, VLANInner, TOS and TTL as they lie in memory.
@@ -135,9 +143,9 @@ func (t *template) match(e *event.Segment, w *[5]uint64) bool {
 	return true
 }
 
-// update takes the segment into the lane. syn and ti name its template, slot is that of
-// lengthSlot.
-func (l *lane) update(e *event.Segment, t *template, syn int, ti uint32, slot int, tsval, tsecr uint32) {
+// update takes all of the segment but its timestamps and SACK blocks into the lane. syn and ti name
+// its template, slot is that of lengthSlot.
+func (l *lane) update(e *event.Segment, syn int, ti uint32, slot int) {
 	end := e.Seq + e.PayloadLen + uint32(e.TCPFlags>>1&1) + uint32(e.TCPFlags&1)
 	l.seq, l.plen, l.end = e.Seq, e.PayloadLen, end
 	if int32(end-l.maxEnd) > 0 || e.TCPFlags&event.SYN != 0 || l.fresh {
@@ -162,11 +170,6 @@ func (l *lane) update(e *event.Segment, t *template, syn int, ti uint32, slot in
 	l.ipID = e.IPID
 	l.gsoSegs = e.GSOSegs
 	l.template[syn] = ti
-	if t.ts >= 0 {
-		l.tsval, l.tsecr = tsval, tsecr
-		settle(&l.tsPhase, e.Time, tsval, l.fresh)
-		settle(&l.ecrPhase, e.Time, tsecr, l.fresh)
-	}
 	l.misc = miscOf(e)
 	l.ipLen = e.IPLen
 	l.tcpPad = e.TCPLen - e.OptionsLen
@@ -339,22 +342,14 @@ func (p *past) anchorAt(h *event.Header) {
 
 // account returns the last Accounting of a CPU, zeros at first.
 func (p *past) account(cpu uint16) []uint64 {
-	for i := range p.accounts {
-		if p.accounts[i].cpu == cpu {
-			return p.accounts[i].words[:]
-		}
+	if int(cpu) >= len(p.accountOf) {
+		p.accountOf = append(p.accountOf, make([]uint32, int(cpu)+1-len(p.accountOf))...)
 	}
-	if len(p.accounts) == cap(p.accounts) {
-		p.accounts = append(p.accounts, account{})
-	} else {
-		p.accounts = p.accounts[:len(p.accounts)+1]
+	i := p.accountOf[cpu]
+	if i == 0 {
+		p.accounts = append(p.accounts, [maxWords]uint64{})
+		i = uint32(len(p.accounts))
+		p.accountOf[cpu] = i
 	}
-	a := &p.accounts[len(p.accounts)-1]
-	*a = account{cpu: cpu}
-	return a.words[:]
-}
-
-type account struct {
-	cpu   uint16
-	words [maxWords]uint64
+	return p.accounts[i-1][:]
 }

@@ -16,6 +16,11 @@ import (
 // the ports with the family (word 8 of a header without CPU and direction).
 type key [6]uint64
 
+// is tells whether two keys are the same.
+func (k *key) is(o *key) bool {
+	return (k[0]^o[0])|(k[1]^o[1])|(k[2]^o[2])|(k[3]^o[3])|(k[4]^o[4])|(k[5]^o[5]) == 0
+}
+
 const portMask = 0x00ff_0000_ffff_ffff
 
 // classes of records, for what is predicted apart by class.
@@ -74,6 +79,7 @@ type lane struct {
 	template       [2]uint32 // by SYN
 	tsval          uint32
 	tsecr          uint32
+	tsSet, ecrSet  bool // the phases mean something
 	tsPhase        uint64
 	ecrPhase       uint64
 	ackMode        uint8 // how the last was predicted, for the encoder alone
@@ -142,7 +148,8 @@ type past struct {
 	samples   []event.Sample
 	anySample uint32                           // 1 + index of the last sample of any connection
 	last      [kindSlots][32][lastWords]uint64 // last record by kind and hook
-	accounts  []account                        // last Accounting by CPU
+	accounts  [][maxWords]uint64               // last Accountings
+	accountOf []uint32                         // 1 + index of a CPU's; 0 none
 	cpuTime   []uint64
 	lastTime  uint64
 	cpu       uint16
@@ -163,6 +170,7 @@ func (p *past) reset() {
 		clear(p.last[k][:])
 	}
 	p.accounts = p.accounts[:0]
+	clear(p.accountOf)
 	p.anchor = 0
 	clear(p.cpuTime)
 	p.lastTime, p.cpu, p.conn, p.cookie = 0, 0, 0, 0
@@ -183,15 +191,17 @@ func (p *past) addConn(k key) uint32 {
 	return i
 }
 
+// maxLanes bounds the search for a lane: beyond so many interfaces a connection's lane is new.
+const maxLanes = 8
+
 // enterLane returns the lane of connection c, side d and the interface, and makes it the
-// current one.
+// current one. The lanes of a connection and side form a list, the current one first.
 func (p *past) enterLane(c *conn, d int, ifindex uint32) *lane {
 	first := c.lane[d]
-	for i := first; i != 0; i = p.lanes[i].next {
+	for i, before, n := first, uint32(0), 0; i != 0 && n < maxLanes; i, before, n = p.lanes[i].next, i, n+1 {
 		if p.lanes[i].ifindex == ifindex {
-			// Move it to the front: relink.
-			if i != first {
-				p.unlink(first, i)
+			if before != 0 {
+				p.lanes[before].next = p.lanes[i].next
 				p.lanes[i].next = first
 				c.lane[d] = i
 			}
@@ -202,6 +212,7 @@ func (p *past) enterLane(c *conn, d int, ifindex uint32) *lane {
 	l.ifindex, l.next = ifindex, first
 	l.fresh = true
 	l.tsPhase, l.ecrPhase = 0, 0
+	l.tsSet, l.ecrSet = false, false
 	l.length = [3]uint32{}
 	l.sack = [4][2]uint32{}
 	if o := c.lane[d^1]; o != 0 {
@@ -213,15 +224,6 @@ func (p *past) enterLane(c *conn, d int, ifindex uint32) *lane {
 	c.lane[d] = i
 	p.proto[d] = i
 	return &p.lanes[i]
-}
-
-func (p *past) unlink(first, i uint32) {
-	for at := first; ; at = p.lanes[at].next {
-		if p.lanes[at].next == i {
-			p.lanes[at].next = p.lanes[i].next
-			return
-		}
-	}
 }
 
 // connTable finds connections by key: open addressing, seeded, half full at most.
@@ -257,7 +259,7 @@ func (t *connTable) find(conns []conn, k *key) int {
 		if s == 0 {
 			return -1
 		}
-		if conns[s-1].key == *k {
+		if conns[s-1].key.is(k) {
 			return int(s - 1)
 		}
 	}
