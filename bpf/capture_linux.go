@@ -163,7 +163,11 @@ func (c *Capture) open(ctx context.Context) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return c.startInventory()
+	if err := c.startInventory(); err != nil {
+		return err
+	}
+	c.obj.cache = nil // no more programs to load
+	return nil
 }
 
 // attachTraced attaches the programs of tracepoints.

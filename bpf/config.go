@@ -31,6 +31,7 @@ type Config struct {
 	Packets Packets `mapstructure:"packets"`
 	Sockets Sockets `mapstructure:"sockets"`
 	Events  Events  `mapstructure:"events"`
+	Filter  Filter  `mapstructure:"filter"`
 
 	// Inventory records the connections that are there at the start, each with a sample and
 	// its process.
@@ -96,6 +97,7 @@ func DefaultConfig() Config {
 		Packets:   Packets{Enabled: true},
 		Sockets:   Sockets{Enabled: true, Samples: SamplesEvery},
 		Events:    Events{Enabled: true, Hooks: hooks},
+		Filter:    Filter{Sample: 1},
 		Inventory: true,
 		FlushAge:  100 * time.Millisecond,
 	}
@@ -147,7 +149,7 @@ func (c Config) Validate() error {
 	if c.FlushAge < minFlushAge || c.FlushAge > maxFlushAge {
 		fault("flush_age: %v is not between %v and %v", c.FlushAge, minFlushAge, maxFlushAge)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.Filter.validate())...)
 }
 
 // ringBytes is the size of the ring for a number of CPUs.

@@ -37,6 +37,12 @@ type programsLoad struct {
 	Random uint32
 }
 
+type programsPrefix struct {
+	_    structs.HostLayout
+	Bits uint32
+	Addr [16]uint8
+}
+
 type programsSlot struct {
 	_        structs.HostLayout
 	Busy     uint32
@@ -88,6 +94,8 @@ const (
 	programsMapControls             = "controls"
 	programsMapFlows                = "flows"
 	programsMapLoads                = "loads"
+	programsMapPorts                = "ports"
+	programsMapPrefixes             = "prefixes"
 	programsMapRing                 = "ring"
 	programsMapSlots                = "slots"
 	programsMapSockStates           = "sock_states"
@@ -110,8 +118,10 @@ const (
 	programsProgTcpRetransmitSkb    = "tcp_retransmit_skb"
 	programsProgTcpRetransmitSynack = "tcp_retransmit_synack"
 	programsProgTcpSendReset        = "tcp_send_reset"
+	programsVarCfgCgroup            = "cfg_cgroup"
 	programsVarCfgChangesOnly       = "cfg_changes_only"
 	programsVarCfgChecksum          = "cfg_checksum"
+	programsVarCfgFilter            = "cfg_filter"
 	programsVarCfgFlows             = "cfg_flows"
 	programsVarCfgGenerate          = "cfg_generate"
 	programsVarCfgHz                = "cfg_hz"
@@ -120,6 +130,7 @@ const (
 	programsVarCfgPackets           = "cfg_packets"
 	programsVarCfgResetReason       = "cfg_reset_reason"
 	programsVarCfgRetransmitErr     = "cfg_retransmit_err"
+	programsVarCfgSample            = "cfg_sample"
 	programsVarCfgTransmit          = "cfg_transmit"
 	programsVarCfgTuple             = "cfg_tuple"
 	programsVarCfgWake              = "cfg_wake"
@@ -202,6 +213,8 @@ type programsMapSpecs struct {
 	Controls   *ebpf.MapSpec `ebpf:"controls"`
 	Flows      *ebpf.MapSpec `ebpf:"flows"`
 	Loads      *ebpf.MapSpec `ebpf:"loads"`
+	Ports      *ebpf.MapSpec `ebpf:"ports"`
+	Prefixes   *ebpf.MapSpec `ebpf:"prefixes"`
 	Ring       *ebpf.MapSpec `ebpf:"ring"`
 	Slots      *ebpf.MapSpec `ebpf:"slots"`
 	SockStates *ebpf.MapSpec `ebpf:"sock_states"`
@@ -211,8 +224,10 @@ type programsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsVariableSpecs struct {
+	CfgCgroup        *ebpf.VariableSpec `ebpf:"cfg_cgroup"`
 	CfgChangesOnly   *ebpf.VariableSpec `ebpf:"cfg_changes_only"`
 	CfgChecksum      *ebpf.VariableSpec `ebpf:"cfg_checksum"`
+	CfgFilter        *ebpf.VariableSpec `ebpf:"cfg_filter"`
 	CfgFlows         *ebpf.VariableSpec `ebpf:"cfg_flows"`
 	CfgGenerate      *ebpf.VariableSpec `ebpf:"cfg_generate"`
 	CfgHz            *ebpf.VariableSpec `ebpf:"cfg_hz"`
@@ -221,6 +236,7 @@ type programsVariableSpecs struct {
 	CfgPackets       *ebpf.VariableSpec `ebpf:"cfg_packets"`
 	CfgResetReason   *ebpf.VariableSpec `ebpf:"cfg_reset_reason"`
 	CfgRetransmitErr *ebpf.VariableSpec `ebpf:"cfg_retransmit_err"`
+	CfgSample        *ebpf.VariableSpec `ebpf:"cfg_sample"`
 	CfgTransmit      *ebpf.VariableSpec `ebpf:"cfg_transmit"`
 	CfgTuple         *ebpf.VariableSpec `ebpf:"cfg_tuple"`
 	CfgWake          *ebpf.VariableSpec `ebpf:"cfg_wake"`
@@ -256,6 +272,8 @@ type programsMaps struct {
 	Controls   *ebpf.Map `ebpf:"controls"`
 	Flows      *ebpf.Map `ebpf:"flows"`
 	Loads      *ebpf.Map `ebpf:"loads"`
+	Ports      *ebpf.Map `ebpf:"ports"`
+	Prefixes   *ebpf.Map `ebpf:"prefixes"`
 	Ring       *ebpf.Map `ebpf:"ring"`
 	Slots      *ebpf.Map `ebpf:"slots"`
 	SockStates *ebpf.Map `ebpf:"sock_states"`
@@ -266,6 +284,8 @@ func (m *programsMaps) Close() error {
 		m.Controls,
 		m.Flows,
 		m.Loads,
+		m.Ports,
+		m.Prefixes,
 		m.Ring,
 		m.Slots,
 		m.SockStates,
@@ -276,8 +296,10 @@ func (m *programsMaps) Close() error {
 //
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsVariables struct {
+	CfgCgroup        *ebpf.Variable `ebpf:"cfg_cgroup"`
 	CfgChangesOnly   *ebpf.Variable `ebpf:"cfg_changes_only"`
 	CfgChecksum      *ebpf.Variable `ebpf:"cfg_checksum"`
+	CfgFilter        *ebpf.Variable `ebpf:"cfg_filter"`
 	CfgFlows         *ebpf.Variable `ebpf:"cfg_flows"`
 	CfgGenerate      *ebpf.Variable `ebpf:"cfg_generate"`
 	CfgHz            *ebpf.Variable `ebpf:"cfg_hz"`
@@ -286,6 +308,7 @@ type programsVariables struct {
 	CfgPackets       *ebpf.Variable `ebpf:"cfg_packets"`
 	CfgResetReason   *ebpf.Variable `ebpf:"cfg_reset_reason"`
 	CfgRetransmitErr *ebpf.Variable `ebpf:"cfg_retransmit_err"`
+	CfgSample        *ebpf.Variable `ebpf:"cfg_sample"`
 	CfgTransmit      *ebpf.Variable `ebpf:"cfg_transmit"`
 	CfgTuple         *ebpf.Variable `ebpf:"cfg_tuple"`
 	CfgWake          *ebpf.Variable `ebpf:"cfg_wake"`

@@ -74,6 +74,8 @@ type object struct {
 	coll *ebpf.Collection // the maps and the program flush
 	more []*ebpf.Collection
 	cpus int
+	// cache holds the kernel's type information, some 20 MiB, while programs are loaded.
+	cache *btf.Cache
 }
 
 // settings become constants of the programs.
@@ -97,6 +99,11 @@ func loadObject(cfg Config, set settings) (*object, error) {
 		return nil, fmt.Errorf("count the CPUs: %w", err)
 	}
 	size := cfg.ringBytes(cpus)
+	cgroup, err := cfg.Filter.cgroupID()
+	if err != nil {
+		return nil, err
+	}
+	cache := btf.NewCache()
 	spec.Maps[programsMapSlots].MaxEntries = uint32(cpus * slotLevels)
 	spec.Maps[programsMapRing].MaxEntries = uint32(size)
 	for name, v := range map[string]any{
@@ -107,8 +114,11 @@ func loadObject(cfg Config, set settings) (*object, error) {
 		programsVarCfgPackets:       flag(cfg.Packets.Enabled),
 		programsVarCfgChecksum:      flag(cfg.Packets.Checksum),
 		programsVarCfgTransmit:      flag(wantsTransmit(cfg)),
-		programsVarCfgRetransmitErr: flag(tracepointArgs("tcp_retransmit_skb") > 2),
-		programsVarCfgResetReason:   flag(tracepointArgs("tcp_send_reset") > 2),
+		programsVarCfgRetransmitErr: flag(tracepointArgs(cache, "tcp_retransmit_skb") > 2),
+		programsVarCfgResetReason:   flag(tracepointArgs(cache, "tcp_send_reset") > 2),
+		programsVarCfgFilter:        cfg.Filter.flags(),
+		programsVarCfgSample:        uint32(cfg.Filter.Sample),
+		programsVarCfgCgroup:        cgroup,
 		programsVarCfgChangesOnly:   flag(cfg.Sockets.Samples == SamplesChanges),
 	} {
 		if err := spec.Variables[name].Set(v); err != nil {
@@ -118,11 +128,16 @@ func loadObject(cfg Config, set settings) (*object, error) {
 	base := spec.Copy()
 	withoutGenerator(base)
 	base.Programs = map[string]*ebpf.ProgramSpec{programsProgFlush: spec.Programs[programsProgFlush].Copy()}
-	coll, err := ebpf.NewCollection(base)
+	o := &object{spec: spec, cpus: cpus, cache: cache}
+	o.coll, err = ebpf.NewCollectionWithOptions(base, ebpf.CollectionOptions{Cache: o.cache})
 	if err != nil {
 		return nil, explain("load the transport", err, cfg.Verbose)
 	}
-	return &object{spec: spec, coll: coll, cpus: cpus}, nil
+	if err := cfg.Filter.fill(o.coll.Maps[programsMapPorts], o.coll.Maps[programsMapPrefixes]); err != nil {
+		o.close()
+		return nil, err
+	}
+	return o, nil
 }
 
 // load loads one program by name; it shares the maps with all others.
@@ -130,7 +145,8 @@ func (o *object) load(name string, verbose bool) (*ebpf.Program, error) {
 	one := o.spec.Copy()
 	withoutGenerator(one)
 	one.Programs = map[string]*ebpf.ProgramSpec{name: o.spec.Programs[name].Copy()}
-	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: maps.Clone(o.coll.Maps)})
+	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{
+		MapReplacements: maps.Clone(o.coll.Maps), Cache: o.cache})
 	if err != nil {
 		return nil, explain("load "+name, err, verbose)
 	}
@@ -139,8 +155,8 @@ func (o *object) load(name string, verbose bool) (*ebpf.Program, error) {
 }
 
 // tracepointArgs returns how many arguments a tracepoint has on this kernel, 0 if it is unknown.
-func tracepointArgs(name string) int {
-	kernel, err := btf.LoadKernelSpec()
+func tracepointArgs(cache *btf.Cache, name string) int {
+	kernel, err := cache.Kernel()
 	if err != nil {
 		return 0
 	}

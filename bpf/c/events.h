@@ -32,16 +32,20 @@ static __always_inline struct tcb_incident *incident(struct slot **slot, __u32 h
 	}
 	cookie = sock_cookie(sk);
 	st = sock_state(sk, cookie);
+	if (state)
+		*state = st;
 	__builtin_memset(r, 0, sizeof(*r));
 	fill_header(&r->h, sk, hook, cookie, st, now);
+	if (cfg_filter && (!wanted(&r->h) || (cfg_filter & FILTER_CGROUP && !in_cgroup(sk)))) {
+		skip(s, hook);
+		return NULL;
+	}
 	r->h.kind = TCB_INCIDENT;
 	r->h.size = sizeof(*r);
 	r->h.dir = dir;
 	if (FIELD_EXISTS(sk->sk_cgrp_data))
 		r->cgroup = sk->sk_cgrp_data.cgroup->kn->id;
 	*slot = s;
-	if (state)
-		*state = st;
 	return r;
 }
 
@@ -57,32 +61,31 @@ int inet_sock_set_state(__u64 *ctx)
 {
 	struct sock *sk = (struct sock *)bpf_skc_to_tcp_sock((void *)ctx[0]);
 	int old = (int)ctx[1], new = (int)ctx[2];
-	struct sock_state *st;
+	struct sock_state *st = NULL;
 	struct tcb_incident *r;
 	struct slot *s;
 
 	if (!sk)
 		return 0;
 	r = incident(&s, TCB_HOOK_SET_STATE, TCB_DIR_NONE, sk, &st);
+	if (st && (new == TCP_SYN_SENT || new == TCP_LISTEN)) {
+		/*
+		 * In connect() or listen(): the task that runs is the
+		 * connection's. Kept even if this event is not wanted: in
+		 * connect() the local port is not known yet.
+		 */
+		__u64 id = bpf_get_current_pid_tgid();
+
+		st->pid = id >> 32;
+		st->tid = id;
+		bpf_get_current_comm(st->comm, sizeof(st->comm));
+	}
 	if (!r)
 		return 0;
 	r->old_state = old;
 	r->new_state = new;
 	r->uid = sk->sk_uid.val;
-	if (new == TCP_SYN_SENT || new == TCP_LISTEN) {
-		/* In connect() or listen(): the task that runs is the connection's. */
-		__u64 id = bpf_get_current_pid_tgid();
-
-		r->pid = id >> 32;
-		r->tid = id;
-		bpf_get_current_comm(r->comm, sizeof(r->comm));
-		r->present = 1;
-		if (st) {
-			st->pid = r->pid;
-			st->tid = r->tid;
-			copy16(st->comm, r->comm);
-		}
-	} else if (st && st->pid) {
+	if (st && st->pid) {
 		/* An accepted connection has its listener's process. */
 		r->pid = st->pid;
 		r->tid = st->tid;
@@ -217,6 +220,10 @@ int tcp_retransmit_synack(__u64 *ctx)
 	r->h.cookie = req->__req_common.skc_cookie.counter;
 	fill_addresses(&r->h, &req->__req_common);
 	r->h.local_port = req->__req_common.skc_num;
+	if (cfg_filter && (!wanted(&r->h) || (cfg_filter & FILTER_CGROUP && !in_cgroup(listener)))) {
+		skip(s, TCB_HOOK_RETRANSMIT_SYNACK);
+		return 0;
+	}
 	r->segs = 1;
 	r->tcp_flags = 0x12;
 	r->old_state = r->new_state = TCP_NEW_SYN_RECV;
@@ -339,6 +346,12 @@ static __always_inline void fill_headers(struct tcb_incident *r, struct headers 
 	r->tcp_flags = h->flags;
 }
 
+/* Tells whether an incident without a socket is not wanted; no cgroup is known to own it. */
+static __always_inline int bare_unwanted(struct tcb_incident *r)
+{
+	return cfg_filter && (!wanted(&r->h) || cfg_filter & FILTER_CGROUP);
+}
+
 /*
  * A reset goes out: with a full socket where there is one, else in answer to
  * the segment in skb. skb, too, may be missing (the application aborts).
@@ -373,6 +386,10 @@ int tcp_send_reset(__u64 *ctx)
 		if (!r)
 			return 0;
 		fill_headers(r, &h, 0);
+		if (bare_unwanted(r)) {
+			skip(s, TCB_HOOK_SEND_RESET);
+			return 0;
+		}
 	}
 	if (cfg_reset_reason)
 		r->reason = (__u32)ctx[2];
@@ -393,6 +410,10 @@ int tcp_bad_csum(__u64 *ctx)
 	if (!r)
 		return 0;
 	fill_headers(r, &h, 0);
+	if (bare_unwanted(r)) {
+		skip(s, TCB_HOOK_BAD_CSUM);
+		return 0;
+	}
 	return done(s, r);
 }
 
@@ -415,6 +436,10 @@ int kfree_skb(__u64 *ctx)
 	if (!r)
 		return 0;
 	fill_headers(r, &h, out);
+	if (bare_unwanted(r)) {
+		skip(s, TCB_HOOK_KFREE_SKB);
+		return 0;
+	}
 	r->location = ctx[1];
 	r->reason = (__u32)ctx[2];
 	return done(s, r);

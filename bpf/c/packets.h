@@ -192,6 +192,7 @@ struct owner {
 	struct sock_state *st;
 	__u64 cookie;
 	__u64 seq; /* of the segment among the socket's events */
+	__u64 unwanted;
 };
 
 /*
@@ -273,6 +274,14 @@ static __always_inline void record_packet(struct __sk_buff *skb, struct packet *
 	n = l4 - l3 + tcp_len;
 	len = total > n ? total - n : 0;
 
+	if (cfg_filter && (o->unwanted || !wanted(&r->h))) {
+		s->filtered[cfg_packets ? hook : TCB_HOOK_TRANSMIT]++;
+		if (cfg_packets && sample) {
+			s->seen[TCB_HOOK_TRANSMIT]++;
+			s->filtered[TCB_HOOK_TRANSMIT]++;
+		}
+		goto out;
+	}
 	if (!cfg_packets)
 		goto sample;
 	r->h.time = now;
@@ -371,6 +380,39 @@ static __always_inline void find_owner(struct __sk_buff *skb, struct owner *o)
 	}
 }
 
+/*
+ * Tells whether a received packet is for a socket of the wanted cgroup. A
+ * global function: verified once.
+ */
+__noinline int packet_in_cgroup(struct __sk_buff *skb, struct packet *p)
+{
+	struct sock_common *sk = NULL;
+	struct tcp_sock *tp;
+	__be32 tuple[9]; /* saddr, daddr, then both ports */
+	int in = 0;
+
+	if (!p)
+		return 0;
+	if (p->family == 4) {
+		if (bpf_skb_load_bytes(skb, p->l3 + offset_of(struct iphdr, saddr), tuple, 8) ||
+		    bpf_skb_load_bytes(skb, p->l4, tuple + 2, 4))
+			return 0;
+		sk = bpf_skc_lookup_tcp(skb, tuple, 12, -1, 0);
+	} else {
+		if (bpf_skb_load_bytes(skb, p->l3 + offset_of(struct ipv6hdr, saddr), tuple, 32) ||
+		    bpf_skb_load_bytes(skb, p->l4, tuple + 8, 4))
+			return 0;
+		sk = bpf_skc_lookup_tcp(skb, tuple, 36, -1, 0);
+	}
+	if (!sk)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (tp)
+		in = in_cgroup((struct sock *)tp);
+	bpf_sk_release(sk);
+	return in;
+}
+
 static __always_inline int on_packet(struct __sk_buff *skb, __u32 hook, __u32 dir, int l2)
 {
 	struct owner owner = {};
@@ -390,6 +432,12 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 hook, __u32 di
 		find_owner(skb, &owner);
 		if (cfg_packets)
 			owner.seq = next_seq(owner.st);
+		if (cfg_filter & FILTER_CGROUP)
+			owner.unwanted = !owner.tp || !in_cgroup((struct sock *)owner.tp);
+	} else if (cfg_filter & FILTER_CGROUP) {
+		struct packet copy = p;
+
+		owner.unwanted = !packet_in_cgroup(skb, &copy);
 	}
 	if (cfg_packets || (owner.tp && cfg_transmit))
 		record_packet(skb, &p, &owner, hook, dir);

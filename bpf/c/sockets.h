@@ -3,7 +3,7 @@
 #ifndef TCBEE_SOCKETS_H
 #define TCBEE_SOCKETS_H
 
-#include "transport.h"
+#include "filter.h"
 
 const volatile __u32 cfg_hz = 250;        /* CONFIG_HZ of the running kernel */
 const volatile __u8 cfg_changes_only = 0; /* samples: changes */
@@ -417,6 +417,8 @@ static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, str
 	r->trigger_ack = cb.ack;
 	r->trigger_len = cb.len;
 	fill_header(&r->h, sk, hook, cookie, st, now);
+	if (cfg_filter && (!wanted(&r->h) || (cfg_filter & FILTER_CGROUP && !in_cgroup(sk))))
+		goto filtered;
 	r->h.kind = TCB_SAMPLE;
 	r->h.size = sizeof(*r);
 	r->h.dir = dir;
