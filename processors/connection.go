@@ -3,6 +3,7 @@
 package processors
 
 import (
+	"encoding/binary"
 	"net/netip"
 
 	"github.com/tcbee/tcbee-export/bpf/event"
@@ -121,14 +122,33 @@ type side struct {
 	done   bool // its FIN was acknowledged
 }
 
-// tuple names the two ends as a record does.
+// tuple names the two ends as a record does. Words, because they are compared and hashed for
+// every event.
 type tuple struct {
-	local, peer         [16]byte
-	localPort, peerPort uint16
+	local, peer [2]uint64
+	ports       uint64 // local, peer
 }
 
-func (t tuple) reversed() tuple {
-	return tuple{local: t.peer, peer: t.local, localPort: t.peerPort, peerPort: t.localPort}
+func tupleOf(h *event.Header) tuple {
+	return tuple{
+		local: [2]uint64{binary.LittleEndian.Uint64(h.Local[:8]), binary.LittleEndian.Uint64(h.Local[8:])},
+		peer:  [2]uint64{binary.LittleEndian.Uint64(h.Peer[:8]), binary.LittleEndian.Uint64(h.Peer[8:])},
+		ports: uint64(h.LocalPort)<<16 | uint64(h.PeerPort),
+	}
+}
+
+func (t *tuple) reversed() tuple {
+	return tuple{local: t.peer, peer: t.local, ports: t.ports>>16 | t.ports&0xffff<<16}
+}
+
+func (t *tuple) equal(o *tuple) bool {
+	return (t.local[0]^o.local[0])|(t.local[1]^o.local[1])|(t.peer[0]^o.peer[0])|(t.peer[1]^o.peer[1])|(t.ports^o.ports) == 0
+}
+
+// mirrors reports whether o is t with its ends exchanged.
+func (t *tuple) mirrors(o *tuple) bool {
+	r := o.reversed()
+	return t.equal(&r)
 }
 
 // conn is a connection in the Table.

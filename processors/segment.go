@@ -10,7 +10,7 @@ const loopback = 1
 // segment takes a packet.
 func (t *Table) segment(h *event.Header) {
 	s := h.Segment()
-	key := tuple{h.Local, h.Peer, h.LocalPort, h.PeerPort}
+	key := tupleOf(h)
 	syn, ack := s.TCPFlags&event.SYN != 0, s.TCPFlags&event.ACK != 0
 
 	c, reversed := t.find(&key, h.Netns)

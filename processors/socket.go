@@ -60,7 +60,7 @@ func (t *Table) incident(h *event.Header) {
 		if h.PeerPort != 0 && h.LocalPort != 0 {
 			c = t.any(h)
 			if c == nil {
-				key := tuple{h.Local, h.Peer, h.LocalPort, h.PeerPort}
+				key := tupleOf(h)
 				c = t.create(h, &key)
 			}
 			if c.Role == RoleUnknown {
@@ -101,7 +101,7 @@ func (t *Table) incident(h *event.Header) {
 
 // any returns the connection with these ends in this orientation, whoever told.
 func (t *Table) any(h *event.Header) *conn {
-	key := tuple{h.Local, h.Peer, h.LocalPort, h.PeerPort}
+	key := tupleOf(h)
 	c, reversed := t.find(&key, h.Netns)
 	if reversed {
 		return nil
@@ -116,7 +116,7 @@ func (t *Table) socket(h *event.Header, create, evident bool) *conn {
 	if h.PeerPort == 0 || h.LocalPort == 0 {
 		return nil
 	}
-	key := tuple{h.Local, h.Peer, h.LocalPort, h.PeerPort}
+	key := tupleOf(h)
 	c := t.any(h)
 	switch {
 	case c == nil:
@@ -173,7 +173,7 @@ func (t *Table) transition(h *event.Header, i *event.Incident) *conn {
 		}
 		return nil
 	}
-	key := tuple{h.Local, h.Peer, h.LocalPort, h.PeerPort}
+	key := tupleOf(h)
 	c := t.any(h)
 	if c != nil && h.Cookie != 0 && h.Cookie == c.oldCookie && c.Cookie != h.Cookie {
 		return nil

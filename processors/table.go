@@ -285,7 +285,7 @@ func (t *Table) Collect(e Emitter) {
 
 // find returns the connection with these ends, and whether they are exchanged.
 func (t *Table) find(key *tuple, netns uint64) (c *conn, reversed bool) {
-	if l := t.last; l != nil && l.Netns == netns && l.key == *key {
+	if l := t.last; l != nil && l.Netns == netns && l.key.equal(key) {
 		return l, false
 	}
 	hash := uint32(t.idx.hash(key))
@@ -302,12 +302,12 @@ func (t *Table) find(key *tuple, netns uint64) (c *conn, reversed bool) {
 		var o *conn
 		if rev {
 			o = t.conns[-e.ref-1]
-			if o.key.local != key.peer || o.key.peer != key.local || o.key.localPort != key.peerPort || o.key.peerPort != key.localPort {
+			if !o.key.mirrors(key) {
 				continue
 			}
 		} else {
 			o = t.conns[e.ref-1]
-			if o.key != *key {
+			if !o.key.equal(key) {
 				continue
 			}
 		}
