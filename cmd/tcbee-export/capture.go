@@ -219,6 +219,10 @@ func hookTable(hooks []pipeline.HookCount) *table {
 		{title: "missed", right: true}, {title: "filtered", right: true},
 	}}
 	for _, h := range hooks {
+		if h.Unaccounted {
+			t.add(h.Hook, "-", count(h.Stored), "-", "-", "-")
+			continue
+		}
 		t.add(h.Hook, count(h.Seen), count(h.Stored), count(h.Dropped), count(h.Missed), count(h.Filtered))
 	}
 	return t

@@ -83,6 +83,9 @@ func exitCode(err error) int {
 		faults config.Faults
 		sink   *pipeline.SinkError
 		damage *spool.DamageError
+		target *pipeline.TargetError
+		merge  *pipeline.MergeError
+		choice *pipeline.SelectionError
 	)
 	is := func(targets ...error) bool {
 		for _, t := range targets {
@@ -97,7 +100,7 @@ func exitCode(err error) int {
 		return codeOK
 	case errors.As(err, &c):
 		return c.code
-	case errors.As(err, &faults):
+	case errors.As(err, &faults), errors.As(err, &target), errors.As(err, &merge), errors.As(err, &choice):
 		return codeUsage
 	case errors.As(err, &sink):
 		return codeExport

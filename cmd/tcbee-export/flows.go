@@ -34,6 +34,7 @@ func (a *app) flowsCommand() *cobra.Command {
 		sort  string
 		limit int
 		names []string
+		part  *selectionFlags
 	)
 	for _, o := range flowOrders {
 		names = append(names, o.name)
@@ -42,8 +43,10 @@ func (a *app) flowsCommand() *cobra.Command {
 		Use:   "flows DIR",
 		Short: "List the connections in a spool",
 		Long: `Lists the connections in a spool: who, when, payload bytes, retransmitted segments, the last smoothed RTT, the
-largest congestion window, and how each ended. On a terminal that is too narrow some columns are left out.`,
+largest congestion window, and how each ended. On a terminal that is too narrow some columns are left out.
+` + selectionHelp,
 		Example: `  tcbee-export flows /var/lib/tcbee --sort bytes --limit 20
+  tcbee-export flows /var/lib/tcbee --from -5m --connection 10.0.0.0/8:443
   tcbee-export flows /var/lib/tcbee --json | jq '.[] | select(.retransmits > 0)'`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: dirs,
@@ -58,9 +61,14 @@ largest congestion window, and how each ended. On a terminal that is too narrow 
 			if limit < 0 {
 				return withCode(codeUsage, fmt.Errorf("--limit: %d is below zero", limit))
 			}
-			return a.flows(cmd, args, flowOrders[at].compare, limit)
+			sel, err := part.selection()
+			if err != nil {
+				return err
+			}
+			return a.flows(cmd, args, sel, flowOrders[at].compare, limit)
 		},
 	}
+	part = a.selectionFlags(cmd)
 	f := cmd.Flags()
 	f.StringVar(&sort, "sort", "start", "order: "+strings.Join(names, ", "))
 	f.IntVarP(&limit, "limit", "n", 0, "list only the first `N` (default all)")
@@ -69,7 +77,7 @@ largest congestion window, and how each ended. On a terminal that is too narrow 
 	return cmd
 }
 
-func (a *app) flows(cmd *cobra.Command, args []string, order func(a, b *processors.Flow) int, limit int) (err error) {
+func (a *app) flows(cmd *cobra.Command, args []string, sel pipeline.Selection, order func(a, b *processors.Flow) int, limit int) (err error) {
 	ctx := cmd.Context()
 	r, dir, err := a.openSpool(ctx, args)
 	if err != nil {
@@ -77,7 +85,7 @@ func (a *app) flows(cmd *cobra.Command, args []string, order func(a, b *processo
 	}
 	defer func() { err = errors.Join(err, spoolError(dir, r.Close())) }()
 	progress, done := a.progress("flows", true)
-	flows, damaged, err := pipeline.Flows(ctx, r, a.cfg.Process, progress)
+	flows, damaged, err := pipeline.Flows(ctx, r, pipeline.FlowOptions{Process: a.cfg.Process, Select: sel}, progress)
 	done()
 	if err != nil {
 		return err

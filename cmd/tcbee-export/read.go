@@ -39,7 +39,9 @@ func (a *app) replayCommand() *cobra.Command {
 		Short: "Make metrics from a spool: the same as run sent, with the original times",
 		Long: `Reads a spool and gives the metrics that run gave, or would have given, with their original timestamps. What
 cannot be read of a damaged spool is told and passed over. The time between collections (--interval) has
-to be the same for the same data points.`,
+to be the same for the same data points. Of a part of a recording it gives what run would have given, had it
+recorded only that part.
+` + selectionHelp,
 		Example: `  tcbee-export replay /var/lib/tcbee --output terminal
   tcbee-export replay /var/lib/tcbee --output file:metrics.jsonl --interval 1s
   OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4317 tcbee-export replay /var/lib/tcbee --output otlp`,
@@ -47,18 +49,23 @@ to be the same for the same data points.`,
 		ValidArgsFunction: dirs,
 	}
 	a.outputFlags(cmd)
+	s := a.selectionFlags(cmd)
 	a.jsonFlag(cmd)
 	cmd.Flags().Lookup("json").Usage = "print what was done as JSON on standard output"
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := a.load(cmd.Flags()); err != nil {
 			return err
 		}
-		return a.replay(cmd.Context(), args)
+		sel, err := s.selection()
+		if err != nil {
+			return err
+		}
+		return a.replay(cmd.Context(), args, sel)
 	}
 	return cmd
 }
 
-func (a *app) replay(ctx context.Context, args []string) (err error) {
+func (a *app) replay(ctx context.Context, args []string, sel pipeline.Selection) (err error) {
 	r, dir, err := a.openSpool(ctx, args)
 	if err != nil {
 		return err
@@ -72,7 +79,7 @@ func (a *app) replay(ctx context.Context, args []string) (err error) {
 	// A bar and a table on one terminal would overwrite each other.
 	progress, done := a.progress("replay", a.cfg.Output != "terminal" || !isTerminal(a.stdout))
 	start := time.Now()
-	result, err := pipeline.Replay(ctx, r, pipeline.ReadOptions{Process: a.cfg.Process, Export: export}, sink, progress)
+	result, err := pipeline.Replay(ctx, r, pipeline.ReadOptions{Process: a.cfg.Process, Export: export, Select: sel}, sink, progress)
 	done()
 	if err = errors.Join(err, a.closeSink(ctx, sink)); err != nil {
 		return errors.Join(err, damageError(result.Damaged))

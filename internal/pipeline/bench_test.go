@@ -42,10 +42,10 @@ func BenchmarkReplay(b *testing.B) {
 	blocks, events := recorded(b, 60)
 	b.ReportAllocs()
 	for b.Loop() {
-		r, err := newReader(spool.Meta{}, options(), nothing{})
+		r, err := newReader(always(spool.Meta{}), options(), nothing{})
 		require.NoError(b, err)
 		for _, src := range blocks {
-			require.NoError(b, r.feed(context.Background(), src))
+			require.NoError(b, r.feed(context.Background(), 1, src))
 		}
 		require.NoError(b, r.close(context.Background()))
 	}

@@ -207,7 +207,7 @@ func TestFlowsListsEveryConnectionOnce(t *testing.T) {
 	_, err := Record(ctx, traffic(1, 5*ms, 2, true), w, discard)
 	require.NoError(t, err)
 	require.NoError(t, w.Close())
-	flows, damaged, err := Flows(ctx, openSpool(t, dir), processors.DefaultConfig(), nil)
+	flows, damaged, err := Flows(ctx, openSpool(t, dir), FlowOptions{Process: processors.DefaultConfig()}, nil)
 	require.NoError(t, err)
 	require.Empty(t, damaged)
 	require.Len(t, flows, 20)

@@ -15,9 +15,10 @@ import (
 // reader is the read half: blocks in, metrics out. It has no clock; what it does depends on the
 // blocks alone.
 type reader struct {
-	meta  spool.Meta
+	meta  func(spool.ID) spool.Meta // who recorded the block
 	opts  ReadOptions
 	dec   *block.Decoder
+	part  *part // nil: everything is read
 	order order
 	sink  Sink // nil: nothing is collected
 
@@ -35,7 +36,12 @@ type reader struct {
 	tick     event.Tick
 }
 
-func newReader(meta spool.Meta, opts ReadOptions, sink Sink) (*reader, error) {
+// always is the metadata of a spool that has one recorder.
+func always(meta spool.Meta) func(spool.ID) spool.Meta {
+	return func(spool.ID) spool.Meta { return meta }
+}
+
+func newReader(meta func(spool.ID) spool.Meta, opts ReadOptions, sink Sink) (*reader, error) {
 	r := &reader{
 		meta:     meta,
 		opts:     opts,
@@ -44,24 +50,31 @@ func newReader(meta spool.Meta, opts ReadOptions, sink Sink) (*reader, error) {
 		interval: uint64(opts.Export.Interval),
 		sinkErr:  func(err error) error { return &SinkError{err} },
 	}
-	return r, r.fresh()
+	return r, r.fresh(0)
 }
 
-// fresh forgets all connections.
-func (r *reader) fresh() error {
+// fresh forgets all connections. A session begins with the block id.
+func (r *reader) fresh(id spool.ID) error {
 	table, err := processors.NewTable(r.opts.Process)
 	if err != nil {
 		return err
 	}
 	r.table = table
-	r.build = exporter.NewBuilder(r.opts.Export, resource(r.meta))
+	r.build = exporter.NewBuilder(r.opts.Export, resource(r.meta(id)))
 	r.order = order{}
 	return nil
 }
 
 // feed decodes a block and works off its records. An error of the decoder leaves everything as
 // it was; one of the sink is a *SinkError.
-func (r *reader) feed(ctx context.Context, src []byte) error {
+func (r *reader) feed(ctx context.Context, id spool.ID, src []byte) error {
+	if r.part != nil {
+		batch, damage := r.part.block(src)
+		if err := r.records(ctx, id, batch); err != nil {
+			return err
+		}
+		return damage
+	}
 	info, err := block.ReadInfo(src)
 	if err != nil {
 		return err
@@ -70,19 +83,28 @@ func (r *reader) feed(ctx context.Context, src []byte) error {
 		return err
 	}
 	if info.Anchored && (r.next == 0 || info.Anchor.Session != r.session) {
-		if err := r.start(ctx, &info.Anchor); err != nil {
+		if err := r.start(ctx, id, &info.Anchor); err != nil {
 			return err
 		}
 	}
-	for raw := r.buf; len(raw) > 0; {
+	return r.records(ctx, id, r.buf)
+}
+
+// records works off the records of the block id.
+func (r *reader) records(ctx context.Context, id spool.ID, raw []byte) (err error) {
+	for len(raw) > 0 {
 		h := event.At(raw)
 		raw = raw[h.Size:]
 		switch h.Kind {
 		case event.KindTick:
 			err = r.advance(ctx, h.Time)
 		case event.KindAnchor:
-			switch h.Anchor().Phase {
-			case event.AnchorStart: // the block's own anchor has opened the session
+			switch a := h.Anchor(); a.Phase {
+			case event.AnchorStart:
+				// The block's own anchor has opened the session, unless this is a part of one.
+				if r.next == 0 || a.Session != r.session {
+					err = r.start(ctx, id, &block.Anchor{Time: a.Time, Session: a.Session, Realtime: a.Realtime, TAI: a.TAI, Uncertainty: a.Uncertainty})
+				}
 			case event.AnchorEnd:
 				err = r.end(ctx, h)
 			default:
@@ -103,11 +125,11 @@ func (r *reader) feed(ctx context.Context, src []byte) error {
 
 // start opens a session, from the anchor of its first block that is there: the very first may be gone
 // by retention. A session that has not ended is ended first: its recorder was killed.
-func (r *reader) start(ctx context.Context, a *block.Anchor) error {
+func (r *reader) start(ctx context.Context, id spool.ID, a *block.Anchor) error {
 	if err := r.close(ctx); err != nil {
 		return err
 	}
-	if err := r.fresh(); err != nil {
+	if err := r.fresh(id); err != nil {
 		return err
 	}
 	anchor := event.Anchor{Session: a.Session, Realtime: a.Realtime, TAI: a.TAI, Uncertainty: a.Uncertainty, Phase: event.AnchorStart}
@@ -129,6 +151,16 @@ func (r *reader) end(ctx context.Context, anchor *event.Header) error {
 	}
 	r.table.Observe(anchor)
 	r.last = max(r.last, anchor.Time)
+	return r.close(ctx)
+}
+
+// finish ends what is read.
+func (r *reader) finish(ctx context.Context) error {
+	if r.part != nil {
+		if err := r.records(ctx, 0, r.part.finish(nil)); err != nil {
+			return err
+		}
+	}
 	return r.close(ctx)
 }
 
@@ -204,4 +236,6 @@ func (r *reader) collect(ctx context.Context, at uint64) error {
 type ReadOptions struct {
 	Process processors.Config
 	Export  exporter.Config
+	// Select is what of a recording is replayed; Run takes everything, whatever it says.
+	Select Selection
 }

@@ -116,7 +116,7 @@ func Record(ctx context.Context, src Source, w *spool.Writer, log *slog.Logger) 
 // source ends, the read half catches up and makes the last collection before Run returns.
 func Run(ctx context.Context, src Source, w *spool.Writer, meta spool.Meta, opts ReadOptions, sink Sink, log *slog.Logger) (Result, error) {
 	var result Result
-	read, err := newReader(meta, opts, sink)
+	read, err := newReader(always(meta), opts, sink)
 	if err != nil {
 		return result, err
 	}
@@ -170,7 +170,7 @@ func Run(ctx context.Context, src Source, w *spool.Writer, meta spool.Meta, opts
 			for ; next <= end; next++ {
 				var err error
 				if buf, err = w.Read(ctx, next, buf[:0]); err == nil {
-					err = read.feed(ctx, buf)
+					err = read.feed(ctx, next, buf)
 				}
 				if err != nil {
 					// Retention can overtake a read half that is far behind.
@@ -194,22 +194,39 @@ func Replay(ctx context.Context, r *spool.Reader, opts ReadOptions, sink Sink, p
 	if err != nil {
 		return result, err
 	}
-	err = eachBlock(ctx, r, progress, &result.Damaged, func(_ spool.ID, src []byte) error {
+	sel, err := opts.Select.resolve(ctx, r)
+	if err != nil {
+		return result, err
+	}
+	if sel != nil {
+		read.part = newPart(sel)
+	}
+	err = eachBlock(ctx, r, progress, &result.Damaged, func(id spool.ID, src []byte) error {
 		result.Blocks++
-		return read.feed(ctx, src)
+		return read.feed(ctx, id, src)
 	})
 	if err != nil {
 		return result, err
 	}
-	return result, read.close(ctx)
+	return result, read.finish(ctx)
 }
 
-// metaOf returns what the oldest segment tells of the recording.
-func metaOf(r *spool.Reader) spool.Meta {
-	for _, s := range r.Segments() {
-		if s.Meta != nil {
-			return *s.Meta
+// metaOf returns who recorded each block: segments of merged spools have different recorders.
+func metaOf(r *spool.Reader) func(spool.ID) spool.Meta {
+	segs := r.Segments()
+	return func(id spool.ID) spool.Meta {
+		var meta *spool.Meta
+		for i := range segs {
+			if segs[i].Meta != nil {
+				meta = segs[i].Meta
+			}
+			if segs[i].Last >= id && meta != nil {
+				break
+			}
 		}
+		if meta == nil {
+			return spool.Meta{}
+		}
+		return *meta
 	}
-	return spool.Meta{}
 }

@@ -3,6 +3,8 @@
 package pipeline
 
 import (
+	"encoding/json"
+
 	"github.com/tcbee/tcbee-export/bpf/event"
 	"github.com/tcbee/tcbee-export/spool/block"
 )
@@ -16,16 +18,50 @@ type HookCount struct {
 	Dropped  uint64 `json:"dropped"`  // the ring had no room
 	Missed   uint64 `json:"missed"`   // the kernel did not run the program (recursion)
 	Filtered uint64 `json:"filtered"` // not wanted by the configuration
+
+	// Unaccounted says that the capture's counters of this hook are not there, at least of one session: it was cut out of
+	// a longer recording, or its recorder was killed before it could tell. Only Stored is known then, and the JSON has no other.
+	Unaccounted bool `json:"-"`
 }
 
-// Balanced says whether every event that was seen is accounted for.
+// MarshalJSON leaves out what is not known.
+func (c HookCount) MarshalJSON() ([]byte, error) {
+	if c.Unaccounted {
+		return json.Marshal(struct {
+			Hook   string `json:"hook"`
+			Stored uint64 `json:"stored"`
+		}{c.Hook, c.Stored})
+	}
+	type plain HookCount
+	return json.Marshal(plain(c))
+}
+
+// UnmarshalJSON is the reverse.
+func (c *HookCount) UnmarshalJSON(text []byte) error {
+	type plain HookCount
+	aux := struct {
+		*plain
+		Seen *uint64 `json:"seen"`
+	}{plain: (*plain)(c)}
+	if err := json.Unmarshal(text, &aux); err != nil {
+		return err
+	}
+	if c.Unaccounted = aux.Seen == nil; !c.Unaccounted {
+		c.Seen = *aux.Seen
+	}
+	return nil
+}
+
+// Balanced says whether every event that was seen is accounted for, as far as that is known.
 func (c HookCount) Balanced() bool {
-	return c.Seen == c.Stored+c.Dropped+c.Missed+c.Filtered
+	return c.Unaccounted || c.Seen == c.Stored+c.Dropped+c.Missed+c.Filtered
 }
 
 // Tally adds up what the blocks hold and what the capture said of it.
 type Tally struct {
-	stored [event.Hooks]uint64
+	stored [event.Hooks]uint64           // of all sessions
+	fresh  [event.Hooks]bool             // the present session has some
+	blind  [event.Hooks]bool             // a session that is over has some, and its capture did not count them
 	ended  [event.Hooks]event.Counters   // of sessions that are over
 	cpus   [][event.Hooks]event.Counters // of the present session, the last known
 }
@@ -34,6 +70,7 @@ type Tally struct {
 func (t *Tally) Block(info *block.Info) {
 	for h, n := range info.Hooks {
 		t.stored[h] += n
+		t.fresh[h] = t.fresh[h] || n > 0
 	}
 }
 
@@ -50,8 +87,20 @@ func (t *Tally) Observe(h *event.Header) {
 
 // fold ends a session: the counters of the next one begin at zero.
 func (t *Tally) fold() {
+	t.blind = t.unaccounted()
 	t.ended = t.counters()
-	t.cpus = t.cpus[:0]
+	t.cpus, t.fresh = t.cpus[:0], [event.Hooks]bool{}
+}
+
+// unaccounted tells the hooks whose counters are not all there.
+func (t *Tally) unaccounted() [event.Hooks]bool {
+	blind := t.blind
+	if len(t.cpus) == 0 {
+		for h := range blind {
+			blind[h] = blind[h] || t.fresh[h]
+		}
+	}
+	return blind
 }
 
 func (t *Tally) counters() [event.Hooks]event.Counters {
@@ -69,11 +118,15 @@ func (t *Tally) counters() [event.Hooks]event.Counters {
 
 // Hooks returns the account of every hook that met anything, in the order of their numbers.
 func (t *Tally) Hooks() []HookCount {
-	counters := t.counters()
+	counters, blind := t.counters(), t.unaccounted()
 	list := []HookCount{}
 	for h := event.HookNone + 1; h < event.Hooks; h++ {
 		c := counters[h]
 		if c == (event.Counters{}) && t.stored[h] == 0 {
+			continue
+		}
+		if blind[h] {
+			list = append(list, HookCount{Hook: h.String(), Stored: t.stored[h], Unaccounted: true})
 			continue
 		}
 		list = append(list, HookCount{
