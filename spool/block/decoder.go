@@ -256,6 +256,8 @@ func (d *Decoder) segment(e *event.Segment, c *conn, s int, shape uint64) int {
 	l := &d.lanes[c.lane[s]]
 	if shape&hasIfindex != 0 {
 		l = d.enterLane(c, s, uint32(d.take(colIfindex)))
+	} else if c.lane[s] == 0 {
+		d.short = colIfindex + 1 // a first segment tells its interface
 	}
 	o := &d.lanes[c.lane[s^1]]
 	flags := uint16(shape >> flagShift)
