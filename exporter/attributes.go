@@ -25,7 +25,7 @@ const (
 	AttrHandshakeRole = "network.tcp.handshake.role" // client or server; absent while unknown
 	// AttrNetns is the network namespace's cookie (SO_NETNS_COOKIE), without which two
 	// namespaces' connections between the same addresses would be one. It is absent for the
-	// namespace the machine started with, whose cookie is 1.
+	// namespace of Resource.Netns.
 	AttrNetns = "tcbee.netns.cookie"
 	// AttrCookie is the socket's cookie (SO_COOKIE, the sk: of ss -e), in hexadecimal as ss
 	// prints it.
@@ -66,8 +66,9 @@ func validateAttributes(names []string) []error {
 	return errs
 }
 
-// putAttributes writes the attributes called names of c to m, in that order.
-func putAttributes(m pcommon.Map, names []string, c *processors.Connection) {
+// putAttributes writes the attributes called names of c to m, in that order. home is the network
+// namespace that is not told.
+func putAttributes(m pcommon.Map, names []string, home uint64, c *processors.Connection) {
 	for _, name := range names {
 		switch name {
 		case AttrLocalAddress:
@@ -94,7 +95,7 @@ func putAttributes(m pcommon.Map, names []string, c *processors.Connection) {
 				m.PutStr(name, "server")
 			}
 		case AttrNetns:
-			if c.Netns != 0 && c.Netns != initialNetns {
+			if c.Netns != 0 && c.Netns != home {
 				m.PutInt(name, int64(c.Netns))
 			}
 		case AttrCookie:

@@ -3,6 +3,7 @@
 package exporter
 
 import (
+	"cmp"
 	"math"
 	"slices"
 	"time"
@@ -28,6 +29,7 @@ const endStep = int64(time.Millisecond)
 // A Builder is not safe for concurrent use.
 type Builder struct {
 	attributes []string
+	home       uint64 // network namespace whose connections have no AttrNetns
 	delta      bool
 	resource   pmetric.ResourceMetrics // made once, copied into each collection
 	scope      pcommon.InstrumentationScope
@@ -79,6 +81,7 @@ type track struct {
 func NewBuilder(cfg Config, res Resource) *Builder {
 	b := &Builder{
 		attributes: slices.Clone(cfg.Attributes),
+		home:       cmp.Or(res.Netns, initialNetns),
 		delta:      cfg.Temporality == Delta,
 		resource:   pmetric.NewResourceMetrics(),
 		scope:      pcommon.NewInstrumentationScope(),
@@ -178,7 +181,7 @@ func (b *Builder) Connection(c *processors.Connection) {
 	t := b.conn[c.ID]
 	if t == nil {
 		t = b.newTrack()
-		putAttributes(t.attrs, b.attributes, c)
+		putAttributes(t.attrs, b.attributes, b.home, c)
 		b.conn[c.ID] = t
 	}
 	b.cur, b.curID, b.curEnded = t, c.ID, c.Ended

@@ -303,6 +303,32 @@ func TestSeriesKeepTheirIdentity(t *testing.T) {
 	require.Empty(t, cmp.Diff(seen[0], seen[1]))
 }
 
+func TestNetworkNamespaceIsToldUnlessItIsHome(t *testing.T) {
+	tests := map[string]struct {
+		home, netns uint64
+		want        any
+	}{
+		"unknown":            {0, 0, nil},
+		"the machine's":      {0, 1, nil},
+		"another":            {0, 42, int64(42)},
+		"recorder's own":     {42, 42, nil},
+		"not recorder's own": {42, 1, int64(1)},
+		"unknown to a home":  {42, 0, nil},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := NewBuilder(DefaultConfig(), Resource{Netns: tt.home})
+			c := conn(1, t0)
+			c.Netns = tt.netns
+			b.Begin(t0 + sec)
+			b.Connection(c)
+			b.Int(sCwnd, 1)
+			p := b.End().ResourceMetrics().At(0).ScopeMetrics().At(0).Metrics().At(0).Gauge().DataPoints().At(0)
+			require.Equal(t, tt.want, p.Attributes().AsRaw()[AttrNetns])
+		})
+	}
+}
+
 func TestNothingToTellIsEmpty(t *testing.T) {
 	b := NewBuilder(DefaultConfig(), testResource)
 	b.Begin(t0)

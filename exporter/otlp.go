@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"slices"
@@ -80,8 +82,9 @@ type noHost struct{}
 
 func (noHost) GetExtensions() map[component.ID]component.Component { return nil }
 
-// Start reads certificates and headers and starts the queue. It does not connect: whether the
-// endpoint answers shows with the first request.
+// Start reads certificates and headers and starts the queue. With a queue it does not connect:
+// an endpoint that is not there yet may come. Without one somebody waits for the deliveries, and
+// is told at once if nothing listens.
 func (s *OTLP) Start(ctx context.Context) error {
 	headers, err := s.headers()
 	if err != nil {
@@ -89,6 +92,11 @@ func (s *OTLP) Start(ctx context.Context) error {
 	}
 	if err := s.checkFiles(); err != nil {
 		return err
+	}
+	if !s.cfg.Queue.Enabled {
+		if err := s.knock(ctx); err != nil {
+			return s.explain(err)
+		}
 	}
 	s.reader = sdkmetric.NewManualReader()
 	s.provider = sdkmetric.NewMeterProvider(sdkmetric.WithReader(s.reader))
@@ -155,6 +163,30 @@ func (s *OTLP) Start(ctx context.Context) error {
 		return s.explain(err)
 	}
 	return nil
+}
+
+// knock opens a connection to the endpoint and closes it. Where a proxy stands in between it
+// tells nothing.
+func (s *OTLP) knock(ctx context.Context) error {
+	proxy, err := http.ProxyFromEnvironment(&http.Request{URL: s.target})
+	if err == nil && proxy == nil && s.cfg.Protocol == ProtocolGRPC {
+		// gRPC asks for the proxy of https, also without TLS.
+		proxy, err = http.ProxyFromEnvironment(&http.Request{URL: &url.URL{Scheme: "https", Host: s.target.Host}})
+	}
+	if err != nil || proxy != nil {
+		return nil //nolint:nilerr // the exporter will tell it better
+	}
+	port := s.target.Port()
+	if port == "" {
+		port = s.target.Scheme // "http" and "https" are names of ports
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(s.target.Hostname(), port))
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }
 
 // queue is the exporter's queue. It is there even where the caller waits for each delivery,
@@ -313,7 +345,8 @@ func (s *OTLP) Shutdown(ctx context.Context) error {
 			if err != nil {
 				s.err = s.explain(err)
 			}
-			if lost := s.Stats().Failed - before.Failed; lost > 0 && s.err == nil {
+			// Without a queue each failure was told when it happened.
+			if lost := s.Stats().Failed - before.Failed; lost > 0 && s.err == nil && s.cfg.Queue.Enabled {
 				s.err = &hinted{
 					fmt.Errorf("%s %s: %d points could not be delivered at the end", s.cfg.Protocol, s.target, lost),
 					"the spool keeps the events: replay it when the endpoint is back",
@@ -321,6 +354,9 @@ func (s *OTLP) Shutdown(ctx context.Context) error {
 			}
 		case <-ctx.Done():
 			// The exporter's goroutine ends with the request that it waits for.
+			if !s.cfg.Queue.Enabled {
+				return
+			}
 			s.err = &hinted{
 				fmt.Errorf("%s %s: not all points could be delivered in time at the end: %w", s.cfg.Protocol, s.target, context.Cause(ctx)),
 				"the spool keeps the events: replay it when the endpoint is back",

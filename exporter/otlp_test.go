@@ -294,17 +294,20 @@ func TestOTLPFailuresTeach(t *testing.T) {
 		protocol string
 		secure   bool
 		set      func(t *testing.T, c *Config, b *backend)
+		atStart  bool   // told by Start
 		text     string // after protocol and target
 		hint     string // contains
 	}{
 		"grpc refused": {
 			protocol: ProtocolGRPC,
 			set:      func(t *testing.T, c *Config, _ *backend) { c.Endpoint = nobody(t) },
+			atStart:  true,
 			text:     "connect: connection refused", hint: "nothing listens there",
 		},
 		"http refused": {
 			protocol: ProtocolHTTP,
 			set:      func(t *testing.T, c *Config, _ *backend) { c.Endpoint = nobody(t) },
+			atStart:  true,
 			text:     "connect: connection refused", hint: "nothing listens there",
 		},
 		"grpc denied": {
@@ -354,6 +357,11 @@ func TestOTLPFailuresTeach(t *testing.T) {
 			protocol: ProtocolHTTP, secure: true, set: func(*testing.T, *Config, *backend) {},
 			hint: "export.tls.ca_file",
 		},
+		"no such host": {
+			protocol: ProtocolHTTP, atStart: true,
+			set:  func(_ *testing.T, c *Config, _ *backend) { c.Endpoint = "http://nowhere.invalid" },
+			hint: "check the host's name",
+		},
 		"grpc no answer": {
 			protocol: ProtocolGRPC,
 			set:      func(t *testing.T, c *Config, _ *backend) { c.Endpoint, c.Timeout = silent(t), 200*time.Millisecond },
@@ -372,8 +380,15 @@ func TestOTLPFailuresTeach(t *testing.T) {
 			cfg := DefaultConfig()
 			cfg.Protocol, cfg.Endpoint, cfg.Timeout = tt.protocol, b.url, 2*time.Second
 			tt.set(t, &cfg, b)
-			s := started(t, cfg.Synchronous())
-			err := s.ConsumeMetrics(t.Context(), batch(1))
+			require.NoError(t, cfg.Validate())
+			s, err := NewOTLP(cfg.Synchronous(), "1.2.3", slog.New(slog.DiscardHandler))
+			require.NoError(t, err)
+			err = s.Start(t.Context())
+			require.Equal(t, tt.atStart, err != nil, "%v", err)
+			if err == nil {
+				err = s.ConsumeMetrics(t.Context(), batch(1))
+			}
+			defer func() { require.NoError(t, s.Shutdown(context.Background())) }()
 			require.Error(t, err)
 			require.True(t, strings.HasPrefix(err.Error(), cfg.Protocol+" "+cfg.Target()+": "), err)
 			require.NotContains(t, err.Error(), "\n")

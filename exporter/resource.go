@@ -19,6 +19,9 @@ type Resource struct {
 	HostName       string // host.name
 	HostID         string // host.id: the machine id
 	OSVersion      string // os.version: the kernel's release, with os.type linux
+	// Netns is the cookie of the network namespace that is taken for granted: connections in it
+	// have no AttrNetns. 0 is the one that the machine started with.
+	Netns uint64
 }
 
 // write puts the attributes of r and extra, which wins, into m sorted by name.

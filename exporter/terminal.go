@@ -68,6 +68,7 @@ type totals struct {
 type row struct {
 	key            string
 	local, peer    string
+	netns          string
 	state          string
 	ended          bool
 	cwnd, ssthresh string
@@ -143,14 +144,14 @@ func (t *Terminal) gather(md pmetric.Metrics) (pcommon.Timestamp, []*row) {
 				}
 				for _, p := range points.All() {
 					at = max(at, p.Timestamp())
-					key, local, peer := ends(p.Attributes())
+					key, local, peer, netns := ends(p.Attributes())
 					if !ok || key == "" {
 						continue
 					}
 					// A connection that took over the ends of one that ended starts later.
 					r := byKey[key]
 					if r == nil {
-						r = &row{key: key, local: local, peer: peer}
+						r = &row{key: key, local: local, peer: peer, netns: netns}
 						byKey[key] = r
 						rows = append(rows, r)
 					}
@@ -175,6 +176,14 @@ func (t *Terminal) gather(md pmetric.Metrics) (pcommon.Timestamp, []*row) {
 		}
 	}
 	t.totals = next
+	// The namespace is told only where it tells rows apart.
+	if slices.ContainsFunc(rows, func(r *row) bool { return r.netns != rows[0].netns }) {
+		for _, r := range rows {
+			if r.netns != "" {
+				r.local += "%" + r.netns
+			}
+		}
+	}
 	slices.SortFunc(rows, func(a, b *row) int {
 		return cmp.Or(
 			cmp.Compare(b.in+b.out, a.in+a.out),
@@ -187,7 +196,7 @@ func (t *Terminal) gather(md pmetric.Metrics) (pcommon.Timestamp, []*row) {
 
 // ends returns what tells the connection of a data point from others; all are empty if it is of
 // none.
-func ends(m pcommon.Map) (key, local, peer string) {
+func ends(m pcommon.Map) (key, local, peer, netns string) {
 	text := func(name string) string {
 		v, ok := m.Get(name)
 		if !ok {
@@ -196,16 +205,12 @@ func ends(m pcommon.Map) (key, local, peer string) {
 		return v.AsString()
 	}
 	if text(AttrLocalAddress) == "" || text(AttrPeerAddress) == "" {
-		return "", "", ""
+		return "", "", "", ""
 	}
 	local = net.JoinHostPort(text(AttrLocalAddress), text(AttrLocalPort))
 	peer = net.JoinHostPort(text(AttrPeerAddress), text(AttrPeerPort))
-	key = local + " " + peer
-	if ns := text(AttrNetns); ns != "" {
-		key += " " + ns
-		local += "%" + ns
-	}
-	return key, local, peer
+	netns = text(AttrNetns)
+	return local + " " + peer + " " + netns, local, peer, netns
 }
 
 // put takes what the table shows of a data point.
