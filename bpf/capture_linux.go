@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -59,7 +60,9 @@ type Capture struct {
 	mu   sync.Mutex // guards side
 	side []byte     // records of other goroutines, for the next batch
 
-	// Of the reader.
+	// Of the reader; Close takes the lock to wait for a Next that still runs.
+	reading   sync.Mutex
+	closed    bool
 	own       []byte // records of user space that were returned by the last Next
 	next      []byte // ... that the next one returns
 	held      []byte // batch that comes after them
@@ -250,6 +253,11 @@ func (c *Capture) tellLink(l *event.Link) {
 // returns at least once a second, then with a Tick; after Stop it returns what is left, the
 // last Accounting, the Anchor that ends the session, and then io.EOF.
 func (c *Capture) Next(ctx context.Context) ([]byte, error) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	if c.closed {
+		return nil, fmt.Errorf("capture: %w", os.ErrClosed)
+	}
 	if c.held == nil {
 		c.ring.release()
 	}
@@ -503,12 +511,15 @@ func (c *Capture) Stop() {
 	})
 }
 
-// Close stops the capture if Stop was not called, and releases everything. What Next did not
-// return by then is lost; no other call may be running or follow.
+// Close stops the capture if Stop was not called, and releases everything, batches of Next
+// too. What Next did not return by then is lost.
 func (c *Capture) Close() error {
 	var errs []error
 	c.closeOnce.Do(func() {
 		c.Stop()
+		c.reading.Lock()
+		defer c.reading.Unlock()
+		c.closed = true
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.ring != nil {

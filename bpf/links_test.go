@@ -1,0 +1,436 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package bpf
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+	"github.com/tcbee/tcbee-export/bpf/netlab"
+)
+
+// openFiles counts the file descriptors of this process.
+func openFiles(t *testing.T) int {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	return len(fds)
+}
+
+// eventually waits for a condition, no longer than a second: the bound that is promised.
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		if f() {
+			return
+		}
+	}
+	t.Fatalf("not within a second: %s", what)
+}
+
+func (i *interfaces) has(name string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, a := range i.attached {
+		if a.name == name {
+			return true
+		}
+	}
+	return false
+}
+
+func TestInterfacesComeAndGo(t *testing.T) {
+	l := lab(t, netlab.Options{})
+	cfg := in(l.R)
+	cfg.Interfaces = []string{"!skip*"}
+	rounds := 20
+	if !testing.Short() {
+		rounds = 100
+	}
+	var files int
+	r, _ := during(t, cfg, func(c *Capture) {
+		require.NoError(t, l.R.Do(func() error {
+			for n := range rounds {
+				name := fmt.Sprintf("come%d", n)
+				veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "skip" + name}
+				if err := netlink.LinkAdd(veth); err != nil {
+					return err
+				}
+				eventually(t, name+" attached", func() bool { return c.ifaces.has(name) })
+				require.False(t, c.ifaces.has("skip"+name))
+				if err := netlink.LinkDel(veth); err != nil {
+					return err
+				}
+				eventually(t, name+" forgotten", func() bool { return !c.ifaces.has(name) })
+				if n == 5 {
+					files = openFiles(t)
+				}
+			}
+			return nil
+		}))
+		require.InDelta(t, files, openFiles(t), 3, "file descriptors leak")
+	})
+	links := 0
+	for h := range event.All(r.raw) {
+		if h.Kind == event.KindLink {
+			links++
+		}
+	}
+	require.Equal(t, rounds+3, links) // and lo, toa, tob
+}
+
+// counting returns a tc program that counts its runs in a map and goes on to the next.
+func counting(t *testing.T) (*ebpf.Program, *ebpf.Map) {
+	t.Helper()
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = m.Close() })
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: asm.Instructions{
+		asm.StoreImm(asm.RFP, -4, 0, asm.Word),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, -4),
+		asm.LoadMapPtr(asm.R1, m.FD()),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "out"),
+		asm.Mov.Imm(asm.R1, 1),
+		asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
+		asm.Mov.Imm(asm.R0, -1).WithSymbol("out"),
+		asm.Return(),
+	}})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = p.Close() })
+	return p, m
+}
+
+func TestOtherProgramsStillRun(t *testing.T) {
+	l := lab(t, netlab.Options{})
+	before, countBefore := counting(t)
+	after, countAfter := counting(t)
+	attach := func(p *ebpf.Program, anchor link.Anchor) {
+		require.NoError(t, l.A.Do(func() error {
+			dev, err := netlink.LinkByName(l.A.Interface)
+			if err != nil {
+				return err
+			}
+			ln, err := link.AttachTCX(link.TCXOptions{Interface: dev.Attrs().Index, Program: p, Attach: ebpf.AttachTCXEgress, Anchor: anchor})
+			if err == nil {
+				t.Cleanup(func() { _ = ln.Close() })
+			}
+			return err
+		}))
+	}
+	attach(before, nil)
+	r, a := during(t, in(l.A), func(*Capture) {
+		attach(after, link.Tail())
+		_, err := l.Exchange(t.Context(), netlab.Exchange{Requests: 50})
+		require.NoError(t, err)
+	})
+	r.identity(t, a)
+	for _, m := range []*ebpf.Map{countBefore, countAfter} {
+		var n uint64
+		require.NoError(t, m.Lookup(uint32(0), &n))
+		require.GreaterOrEqual(t, n, a.Total[event.HookTCEgress].Seen)
+	}
+	require.NotZero(t, a.Total[event.HookTCEgress].Seen)
+}
+
+// attachedPrograms counts the tcx programs of a device.
+func attachedPrograms(t *testing.T, n *netlab.Namespace) (count int) {
+	t.Helper()
+	require.NoError(t, n.Do(func() error {
+		dev, err := netlink.LinkByName(n.Interface)
+		if err != nil {
+			return err
+		}
+		for _, at := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+			res, err := link.QueryPrograms(link.QueryOptions{Target: dev.Attrs().Index, Attach: at})
+			if err != nil {
+				return err
+			}
+			count += len(res.Programs)
+		}
+		return nil
+	}))
+	return count
+}
+
+func TestNothingStaysAttached(t *testing.T) {
+	if path := os.Getenv("TCBEE_TEST_HOLD"); path != "" {
+		// The child of below: captures until it is killed.
+		cfg := DefaultConfig()
+		cfg.Netns = path
+		_, err := Open(t.Context(), cfg, quiet())
+		require.NoError(t, err)
+		fmt.Println("attached")
+		<-t.Context().Done()
+	}
+	l := lab(t, netlab.Options{})
+	base := attachedPrograms(t, l.A)
+	_, _ = during(t, in(l.A), func(*Capture) {
+		require.Equal(t, base+2, attachedPrograms(t, l.A))
+	})
+	require.Equal(t, base, attachedPrograms(t, l.A))
+
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestNothingStaysAttached$")
+	cmd.Env = append(os.Environ(), "TCBEE_TEST_HOLD="+filepath.Join("/run/netns", l.A.Mount))
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	line, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err)
+	require.Equal(t, "attached\n", line)
+	require.Equal(t, base+2, attachedPrograms(t, l.A))
+	require.NoError(t, cmd.Process.Signal(unix.SIGKILL))
+	_ = cmd.Wait()
+	eventually(t, "detached after SIGKILL", func() bool { return attachedPrograms(t, l.A) == base })
+}
+
+// Frames with VLAN tags that come in over a device: the kernel has moved the outer tag into
+// the skb's metadata by then.
+func TestTaggedFramesFromADevice(t *testing.T) {
+	l := lab(t, netlab.Options{})
+	body := tcp(event.ACK, []byte{1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2}, 30).ip4(6, 0x4000, nil)
+	frames := []struct {
+		frame packet
+		vlan  [2]uint16
+	}{
+		{body.in(eth(0x0800)), [2]uint16{event.NoVLAN, event.NoVLAN}},
+		{body.in(eth(0x8100), vlan(0x2007, 0x0800)), [2]uint16{0x2007, event.NoVLAN}},
+		{body.in(eth(0x88a8), vlan(0x0064, 0x8100), vlan(0x00c8, 0x0800)), [2]uint16{0x64, 0xc8}},
+	}
+	cfg := in(l.A)
+	cfg.Interfaces = []string{l.A.Interface}
+	r, a := during(t, cfg, func(*Capture) {
+		require.NoError(t, l.R.Do(func() error {
+			dev, err := netlink.LinkByName("toa")
+			if err != nil {
+				return err
+			}
+			fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = unix.Close(fd) }()
+			for _, f := range frames {
+				if err := unix.Sendto(fd, f.frame, 0, &unix.SockaddrLinklayer{Ifindex: dev.Attrs().Index}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+	})
+	r.identity(t, a)
+	n := 0
+	for h := range event.All(r.raw) {
+		if h.Kind == event.KindSegment && h.LocalPort == 443 {
+			s := h.Segment()
+			require.Equal(t, frames[n].vlan, [2]uint16{s.VLAN, s.VLANInner})
+			require.EqualValues(t, 30, s.PayloadLen)
+			require.EqualValues(t, 12, s.OptionsLen)
+			require.Equal(t, "192.0.2.1:40000", h.PeerAddr().String())
+			n++
+		}
+	}
+	require.Equal(t, len(frames), n)
+}
+
+// exchangeOver moves a few bytes over a connection to an address of another namespace.
+func exchangeOver(t *testing.T, from, to *netlab.Namespace, ip string) {
+	t.Helper()
+	ln, err := to.Listen(t.Context(), netip.AddrPortFrom(netip.MustParseAddr(ip), 0))
+	require.NoError(t, err)
+	defer func() { _ = ln.Close() }()
+	port := netip.MustParseAddrPort(ln.Addr().String()).Port()
+	conn, err := from.Dial(t.Context(), netip.AddrPortFrom(netip.MustParseAddr(ip), port), "")
+	require.NoError(t, err)
+	peer, err := ln.AcceptTCP()
+	require.NoError(t, err)
+	_, err = conn.Write([]byte("question"))
+	require.NoError(t, err)
+	buf := make([]byte, 8)
+	_, err = peer.Read(buf)
+	require.NoError(t, err)
+	_, err = peer.Write([]byte("answer"))
+	require.NoError(t, err)
+	_, err = conn.Read(buf)
+	require.NoError(t, err)
+	require.NoError(t, conn.Close())
+	require.NoError(t, peer.Close())
+}
+
+// An ipip tunnel has no link header: packets at the hook begin with their IP header.
+func TestTunnelDevice(t *testing.T) {
+	l := lab(t, netlab.Options{})
+	tunnel := func(n *netlab.Namespace, local, remote netip.Addr, ip string) error {
+		return n.Do(func() error {
+			dev := &netlink.Iptun{LinkAttrs: netlink.LinkAttrs{Name: "tunl7"}, Local: local.AsSlice(), Remote: remote.AsSlice()}
+			if err := netlink.LinkAdd(dev); err != nil {
+				return err
+			}
+			a, err := netlink.ParseAddr(ip)
+			if err != nil {
+				return err
+			}
+			if err := netlink.AddrAdd(dev, a); err != nil {
+				return err
+			}
+			return netlink.LinkSetUp(dev)
+		})
+	}
+	if err := tunnel(l.A, l.A.IPv4, l.B.IPv4, "10.8.0.1/24"); err != nil {
+		t.Skipf("no ipip device on this kernel: %v", err)
+	}
+	require.NoError(t, tunnel(l.B, l.B.IPv4, l.A.IPv4, "10.8.0.2/24"))
+	tunnelled(t, l, "tunl7", "10.8.0.1", "10.8.0.2")
+}
+
+// A tun device: what a program writes into it comes in without a link header, and what the
+// host answers goes out so.
+func TestTunDevice(t *testing.T) {
+	l := lab(t, netlab.Options{})
+	tun := -1
+	err := l.A.Do(func() error {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		tun = fd
+		req, err := unix.NewIfreq("tun7")
+		if err != nil {
+			return err
+		}
+		req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+			return err
+		}
+		dev, err := netlink.LinkByName("tun7")
+		if err != nil {
+			return err
+		}
+		a, err := netlink.ParseAddr("198.51.100.2/24")
+		if err != nil {
+			return err
+		}
+		if err := netlink.AddrAdd(dev, a); err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(dev); err != nil {
+			return err
+		}
+		to := &net.IPNet{IP: net.IPv4(192, 0, 2, 0).To4(), Mask: net.CIDRMask(24, 32)}
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: dev.Attrs().Index, Dst: to})
+	})
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		t.Skipf("no tun device on this kernel: %v", err)
+	}
+	require.NoError(t, err)
+	defer func() { _ = unix.Close(tun) }()
+	// A SYN to a port where nobody listens; the answer is a reset.
+	syn := tcp(event.SYN, nil, 0).ip4(6, 0x4000, nil)
+	checksum(syn)
+	cfg := in(l.A)
+	cfg.Interfaces = []string{"tun7"}
+	var reply [128]byte
+	r, a := during(t, cfg, func(*Capture) {
+		_, err := unix.Write(tun, syn)
+		require.NoError(t, err)
+		eventually(t, "a reset comes out of the tun device", func() bool {
+			n, err := unix.Read(tun, reply[:])
+			return err == nil && n >= 40 && reply[0] == 0x45 && reply[33]&event.RST != 0
+		})
+	})
+	r.identity(t, a)
+	in, out, reset, dropped := 0, 0, 0, 0
+	for h := range event.All(r.raw) {
+		switch {
+		case h.Kind == event.KindSegment && h.Dir == event.DirIn:
+			require.EqualValues(t, event.SYN, h.Segment().TCPFlags)
+			in++
+		case h.Kind == event.KindSegment:
+			require.NotZero(t, h.Segment().TCPFlags&event.RST)
+			require.EqualValues(t, 40, h.Segment().WireLen)
+			out++
+		case h.Hook == event.HookSendReset:
+			reset++
+		case h.Hook == event.HookKfreeSKB:
+			dropped++
+			require.NotZero(t, h.Incident().Reason)
+			require.NotZero(t, h.Incident().Location)
+		default:
+			continue
+		}
+		require.Equal(t, "198.51.100.2:443", h.LocalAddr().String(), "%v", h.Hook)
+		require.Equal(t, "192.0.2.1:40000", h.PeerAddr().String(), "%v", h.Hook)
+	}
+	require.Equal(t, []int{1, 1, 1}, []int{in, out, reset})
+	require.NotZero(t, dropped, "the SYN was dropped for want of a socket")
+}
+
+// checksum sets the IPv4 and TCP checksums of a packet without options.
+func checksum(p packet) {
+	sum := func(start uint32, b []byte) uint16 {
+		for i := 0; i < len(b); i += 2 {
+			start += uint32(b[i])<<8 | uint32(b[i+1])
+		}
+		for start>>16 != 0 {
+			start = start&0xffff + start>>16
+		}
+		return ^uint16(start)
+	}
+	copy(p[10:], []byte{0, 0})
+	copy(p[10:], be(sum(0, p[:20])))
+	copy(p[36:], []byte{0, 0})
+	var pseudo uint32
+	for i := 12; i < 20; i += 2 {
+		pseudo += uint32(p[i])<<8 | uint32(p[i+1])
+	}
+	pseudo += 6 + uint32(len(p)-20)
+	copy(p[36:], be(sum(pseudo, p[20:])))
+}
+
+func tunnelled(t *testing.T, l *netlab.Lab, dev, local, peer string) {
+	t.Helper()
+	cfg := in(l.A)
+	cfg.Interfaces = []string{dev}
+	r, a := during(t, cfg, func(*Capture) { exchangeOver(t, l.A, l.B, peer) })
+	r.identity(t, a)
+	in, out := uint32(0), uint32(0)
+	for h := range event.All(r.raw) {
+		if h.Kind != event.KindSegment {
+			continue
+		}
+		s := h.Segment()
+		require.Equal(t, local, h.LocalAddr().Addr().String())
+		require.Equal(t, peer, h.PeerAddr().Addr().String())
+		require.EqualValues(t, 20, s.IPLen)
+		require.EqualValues(t, s.WireLen, uint32(s.IPLen)+uint32(s.TCPLen)+s.PayloadLen)
+		if h.Dir == event.DirIn {
+			in += s.PayloadLen
+		} else {
+			out += s.PayloadLen
+		}
+	}
+	require.EqualValues(t, 6, in)
+	require.EqualValues(t, 8, out)
+}
