@@ -37,7 +37,7 @@ const (
 	// segment, and space can be set aside for all that Badger is going to write.
 	walLimit = memTableBytes - 256<<10
 
-	openBytes = 256 << 10 // what a new database takes before its first block
+	openBytes = 64 << 10 // what a new database takes before its first block
 )
 
 // Names of the two files of a segment that hold blocks.
@@ -68,7 +68,9 @@ func badgerOptions(dir string, vlogBytes int64, key []byte, log *slog.Logger) ba
 	o.ChecksumVerificationMode = options.OnTableAndBlockRead
 	if len(key) > 0 {
 		o.EncryptionKey = key
-		o.EncryptionKeyRotationDuration = math.MaxInt64
+		// A segment has one data key. It must be made: Badger takes the time of the last one for 1970 and, were this
+		// longer ago than that, would write in plain text.
+		o.EncryptionKeyRotationDuration = 10 * 365 * 24 * time.Hour
 		o.BlockCacheSize = 1 << 20 // Badger wants one when it encrypts
 	}
 	return o
@@ -118,6 +120,21 @@ func openBadger(o badger.Options) (db *badger.DB, err error) {
 	default:
 		return nil, fmt.Errorf("%s: %w", o.Dir, err)
 	}
+}
+
+// errDamaged is what is known of a value that Badger cannot read.
+var errDamaged = errors.New("damaged: its checksum does not fit, or it lies outside of the value log")
+
+// value hands the item's value to use, for as long as that runs. Badger only logs when it cannot read a value, and gives an empty one
+// instead. No value of the spool is empty.
+func value(item *badger.Item, use func(v []byte)) error {
+	return item.Value(func(v []byte) error {
+		if len(v) == 0 {
+			return errDamaged
+		}
+		use(v)
+		return nil
+	})
 }
 
 // closeBadger closes a database that was written, and leaves its write-ahead log in place instead of turning it into a table: a table is

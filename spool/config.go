@@ -84,8 +84,8 @@ type Config struct {
 }
 
 // Encryption names the place of the key that encrypts a spool at rest (AES in counter mode, by Badger). At most one place
-// may be given; the key itself never appears in a configuration or on a command line. A key is 16, 24 or 32 bytes, as they are,
-// or written in hexadecimal or base64 digits.
+// may be given; the key itself never appears in a configuration or on a command line. A key is 16, 24 or 32 bytes, written in
+// hexadecimal or base64 digits, or as they are.
 type Encryption struct {
 	KeyFile string `mapstructure:"key_file"` // a file that holds the key; one newline at its end is ignored
 	KeyEnv  string `mapstructure:"key_env"`  // the name of the environment variable that holds the key

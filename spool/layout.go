@@ -80,6 +80,14 @@ type SegmentInfo struct {
 	Err    error  `json:"-"` // why it cannot be read, nil if nothing is known to be wrong
 }
 
+// keyOf gives the key to open the segment with: a spool may hold both kinds.
+func (si *SegmentInfo) keyOf(key []byte) []byte {
+	if !si.Encrypted {
+		return nil
+	}
+	return key
+}
+
 // File is one file of a closed segment.
 type File struct {
 	Name  string `json:"name"`
@@ -106,6 +114,9 @@ func readSpoolFile(dir string) (spoolFile, error) {
 	}
 	if errors.Is(err, fs.ErrPermission) {
 		return sf, withHint(err, "read it as its owner or as root: sudo")
+	}
+	if fi, serr := os.Stat(dir); serr == nil && !fi.IsDir() {
+		return sf, notSpool(dir)
 	}
 	if err != nil {
 		return sf, err

@@ -347,11 +347,11 @@ func (r *Reader) openSegment(si *SegmentInfo) error {
 	if err != nil {
 		return err
 	}
-	o := badgerOptions(si.Dir, 0, r.key, r.log)
+	o := badgerOptions(si.Dir, 0, si.keyOf(r.key), r.log)
 	o.ReadOnly = true
 	db, err := openBadger(o)
 	if err != nil {
-		return err
+		return errors.Join(short, err)
 	}
 	r.db, r.txn, r.short, r.leaky = db, db.NewTransaction(false), short, false
 	return nil
@@ -375,10 +375,7 @@ func (r *Reader) get(id ID) error {
 		if err != nil {
 			return err
 		}
-		return item.Value(func(v []byte) error {
-			r.buf = append(r.buf[:0], v...)
-			return nil
-		})
+		return value(item, func(v []byte) { r.buf = append(r.buf[:0], v...) })
 	})
 	var f *fault
 	switch {
@@ -392,7 +389,7 @@ func (r *Reader) get(id ID) error {
 	case r.short != nil:
 		return r.short
 	default:
-		return fmt.Errorf("damaged: %w", err)
+		return err
 	}
 }
 
@@ -439,7 +436,7 @@ func (r *Reader) Segments() []SegmentInfo {
 
 // loadMeta reads the metadata that lies inside an encrypted segment.
 func (r *Reader) loadMeta(si *SegmentInfo) {
-	o := badgerOptions(si.Dir, 0, r.key, r.log)
+	o := badgerOptions(si.Dir, 0, si.keyOf(r.key), r.log)
 	o.ReadOnly = true
 	if _, err := checkFiles(*si); err != nil {
 		return

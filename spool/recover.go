@@ -29,7 +29,8 @@ func recoverSegment(path string, number uint64, key []byte, log *slog.Logger) (S
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errSidecar) {
 		return si, err
 	}
-	if err != nil {
+	known := err == nil
+	if !known {
 		si = SegmentInfo{Version: Version, Number: number, Encrypted: len(key) > 0, Dir: path}
 	}
 	wal, err := cutWAL(filepath.Join(path, walName))
@@ -41,6 +42,10 @@ func recoverSegment(path string, number uint64, key []byte, log *slog.Logger) (S
 		return si, writeAccess(err)
 	}
 	torn, err := readStock(path, &si, key, log)
+	if errors.Is(err, ErrKey) && !known && len(key) > 0 { // it may be one without
+		si.Encrypted = false
+		torn, err = readStock(path, &si, key, log)
+	}
 	if err != nil {
 		return si, err
 	}
@@ -126,7 +131,7 @@ func dataEnd(f *os.File) (end, size int64, err error) {
 
 // readStock finds which blocks the segment holds. It returns how many at its end are torn.
 func readStock(path string, si *SegmentInfo, key []byte, log *slog.Logger) (torn int, err error) {
-	o := badgerOptions(path, 0, key, log)
+	o := badgerOptions(path, 0, si.keyOf(key), log)
 	o.ReadOnly = true
 	db, err := openBadger(o)
 	if err != nil {
@@ -169,7 +174,7 @@ func takeStock(db *badger.DB, si *SegmentInfo) (torn int, err error) {
 				first = id
 			}
 			var n int
-			if err := item.Value(func(v []byte) error { n = len(v); return nil }); err != nil {
+			if err := value(item, func(v []byte) { n = len(v) }); err != nil {
 				torn++
 				continue
 			}

@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	vlogChunk = 8 << 20   // what is set aside at a time in the value log …
-	walChunk  = 256 << 10 // … and in the write-ahead log
+	vlogChunk = 8 << 20  // what is set aside at a time in the value log …
+	walChunk  = 64 << 10 // … and in the write-ahead log
 )
 
 var metaKey = []byte("m") // blocks have keys of eight bytes

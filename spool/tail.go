@@ -59,10 +59,7 @@ func (s *segment) read(id ID, dst []byte) (out []byte, ok bool, err error) {
 			if err != nil {
 				return err
 			}
-			return item.Value(func(v []byte) error {
-				out, ok = append(out, v...), true
-				return nil
-			})
+			return value(item, func(v []byte) { out, ok = append(out, v...), true })
 		})
 	})
 	return out, ok, err
