@@ -3,6 +3,7 @@
 package block
 
 import (
+	"net/netip"
 	"os"
 	"testing"
 	"time"
@@ -142,6 +143,27 @@ func BenchmarkDirectory(b *testing.B) {
 	}
 	report(b, i*benchEvents, i*info.Head, 0)
 	b.ReportMetric(float64(entries)/b.Elapsed().Seconds(), "entries/s")
+}
+
+// BenchmarkMayHold asks blocks for a connection; an event is a record of the blocks.
+func BenchmarkMayHold(b *testing.B) {
+	w := NewBuilder(Options{})
+	var blocks [][]byte
+	for _, x := range steady(event.KindSegment, 16) {
+		w.Add(x)
+		blocks = append(blocks, w.Seal(nil))
+	}
+	who := Tuple{netip.MustParseAddrPort("192.0.2.1:99"), netip.MustParseAddrPort("192.0.2.2:100")}
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		if _, err := MayHold(blocks[i%len(blocks)], who); err != nil {
+			b.Fatal(err)
+		}
+		i++
+	}
+	report(b, i*benchEvents, 0, 0)
+	b.ReportMetric(b.Elapsed().Seconds()*1e9/float64(i), "ns/block")
 }
 
 // pcap returns the packets as a pcap file of nanoseconds, cut to 96 bytes.

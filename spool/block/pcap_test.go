@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"testing"
 
+	"github.com/stretchr/testify/require"
+
 	"github.com/tcbee/tcbee-export/bpf/event"
 )
 
@@ -52,26 +54,36 @@ func appendPacket(dst []byte, e *event.Segment) []byte {
 	return dst
 }
 
-// TestSize holds the sizes that the issue asks for against the generated traffic.
+// TestSize holds the sizes that are promised against the generated traffic: 400 connections, each with a
+// few dozen packets in a block.
 func TestSize(t *testing.T) {
-	segments := steady(event.KindSegment, 8)
 	b := NewBuilder(Options{})
-	size, events, file := 0, 0, 0
-	for _, in := range segments {
-		b.Add(in)
-		events += b.Events()
-		size += len(b.Seal(nil))
-		file += zstd3(pcap(in))
+	size := func(blocks [][]byte) (bytes, events, file int) {
+		for _, in := range blocks {
+			b.Add(in)
+			events += b.Events()
+			bytes += len(b.Seal(nil))
+			file += zstd3(pcap(in))
+		}
+		return bytes, events, file
 	}
-	each := float64(size) / float64(events)
-	t.Logf("%.2f bytes a packet, %.2f as pcap through zstd -3: ratio %.3f", each, float64(file)/float64(events), float64(size)/float64(file))
+	bytes, events, file := size(steady(event.KindSegment, 8))
+	each, ratio := float64(bytes)/float64(events), float64(bytes)/float64(file)
+	t.Logf("%.2f bytes a packet, %.2f as pcap through zstd -3: ratio %.3f", each, float64(file)/float64(events), ratio)
+	require.LessOrEqual(t, each, 6.0)
+	require.LessOrEqual(t, ratio, 0.4)
 
-	size, events = 0, 0
-	for _, in := range steady(event.KindSample, 8) {
-		b.Add(in)
-		events += b.Events()
-		size += len(b.Seal(nil))
+	// Samples as they are recorded, each beside its packet.
+	if *costFile != "" {
+		return
 	}
-	each = float64(size) / float64(events)
+	g := newTraffic(3, 400, true)
+	g.records(200_000)
+	mixed := g.records(16 * benchEvents)
+	packets := only(mixed, event.KindSegment)
+	all, n, _ := size(batches(mixed, 2*benchEvents))
+	alone, m, _ := size(batches(packets, benchEvents))
+	each = float64(all-alone) / float64(n-m)
 	t.Logf("%.2f bytes a sample", each)
+	require.LessOrEqual(t, each, 20.0)
 }
