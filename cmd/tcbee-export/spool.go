@@ -23,7 +23,7 @@ func (a *app) spoolCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.infoCommand(), a.verifyCommand(), a.cutCommand(), a.mergeCommand())
+	cmd.AddCommand(a.infoCommand(), a.verifyCommand(), a.cutCommand(), a.mergeCommand(), a.anonymizeCommand())
 	return cmd
 }
 
