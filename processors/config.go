@@ -22,17 +22,22 @@ type Config struct {
 	HandshakeTimeout time.Duration `mapstructure:"handshake_timeout"`
 	// Linger keeps a closed connection for so long, so that late segments are counted in it.
 	Linger time.Duration `mapstructure:"linger"`
+	// MaxConnections bounds the connections that are followed at a time, each about 1.3 KB.
+	// One more evicts another (EndEvicted): of a few, one whose handshake is not complete, or
+	// else the one that was quiet for the longest time.
+	MaxConnections int `mapstructure:"max_connections"`
 }
 
 // DefaultConfig returns the settings used where none are given: all metrics on; idle
 // connections are forgotten after 2 h 15 min, a little more than the two hours after which
 // TCP keep-alive would have spoken, and unanswered SYNs after three minutes, a little more
-// than the kernel's 127 s.
+// than the kernel's 127 s; a million connections at most.
 func DefaultConfig() Config {
 	return Config{
 		IdleTimeout:      135 * time.Minute,
 		HandshakeTimeout: 3 * time.Minute,
 		Linger:           3 * time.Second,
+		MaxConnections:   1_000_000,
 	}
 }
 
@@ -40,6 +45,12 @@ func DefaultConfig() Config {
 const (
 	minLinger = 100 * time.Millisecond
 	maxLinger = 2 * time.Minute
+)
+
+// Limits of MaxConnections: a slot is an int32.
+const (
+	minConnections = 100
+	maxConnections = 100_000_000
 )
 
 // Validate reports all faults, each with its key.
@@ -53,6 +64,9 @@ func (c Config) Validate() error {
 	}
 	if c.Linger < minLinger || c.Linger > maxLinger {
 		errs = append(errs, fmt.Errorf("process.linger: %s is outside of %s to %s", c.Linger, minLinger, maxLinger))
+	}
+	if c.MaxConnections < minConnections || c.MaxConnections > maxConnections {
+		errs = append(errs, fmt.Errorf("process.max_connections: %d is outside of %d to %d", c.MaxConnections, minConnections, maxConnections))
 	}
 	metrics := Metrics()
 	for i, name := range c.Off {

@@ -63,13 +63,14 @@ const (
 	EndTimeout                  // gave up: retransmissions or SYNs unanswered
 	EndIdle                     // forgotten after a time without events: not known to have ended
 	EndUnknown                  // its end was not seen: another connection took its addresses, or the session ended
-	ends             = 7
+	EndEvicted                  // forgotten because there were too many (Config.MaxConnections)
+	ends             = 8
 )
 
 // String returns the end's name in lower case.
 func (e End) String() string { return name(endNames[:], uint8(e)) }
 
-var endNames = [...]string{"open", "closed", "reset_sent", "reset_received", "timeout", "idle", "unknown"}
+var endNames = [...]string{"open", "closed", "reset_sent", "reset_received", "timeout", "idle", "unknown", "evicted"}
 
 // MarshalText gives the name.
 func (e End) MarshalText() ([]byte, error) { return []byte(e.String()), nil }

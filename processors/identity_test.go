@@ -566,3 +566,40 @@ func TestTakeEndedLeavesTheRest(t *testing.T) {
 	require.Len(t, s.tab.Flows(), 1)
 	require.Empty(t, s.tab.TakeEnded(nil))
 }
+
+func TestTooManyConnectionsEvictTheLeastMissed(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.MaxConnections = minConnections
+	s := newStream(t, cfg)
+	peer := func(i int) string {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 2, byte(i >> 8), byte(i)}), 80).String()
+	}
+	kept := s.end(client, server)
+	kept.cookie = 1
+	kept.connect(1, 2)
+	for i := range 5 * minConnections { // a flood of SYNs
+		s.end(client, peer(i)).in("S", 1, 0, 0)
+	}
+	require.Equal(t, minConnections, s.tab.Len())
+	require.Equal(t, uint64(4*minConnections+1), s.tab.Evicted())
+	kept.out("P.", 2, 3, 10)
+	flows := s.tab.Flows()
+	require.Equal(t, uint64(10), flows[0].BytesOut)
+	require.Equal(t, EndNone, flows[0].End)
+	require.Equal(t, EndEvicted, flows[1].End)
+}
+
+func TestFullAcceptQueueIsNotEstablished(t *testing.T) {
+	s := newStream(t, DefaultConfig())
+	first := s.end(server, "10.0.0.8:1")
+	first.cookie = 1
+	first.accept(1, 2) // sockets tell their states
+	e := s.end(server, client)
+	e.cookie = 2
+	e.in("S", 1, 0, 0)
+	e.out("S.", 5, 2, 0)
+	e.in(".", 2, 6, 0) // dropped
+	require.Equal(t, "syn_received", s.tab.Flows()[1].State)
+	e.state(event.SynRecv, event.Established)
+	require.Equal(t, "established", s.tab.Flows()[1].State)
+}

@@ -58,7 +58,7 @@ var (
 		Name: "system.network.tcp.connection.closed", Unit: "{connection}", Kind: Counter, Host: true,
 		Description: "Established connections that ended, by how they did.",
 		Attributes:  []string{attrEnd},
-		Source:      "closed, reset_sent, reset_received, timeout, idle, unknown; counted when the connection has lingered." + hostScope,
+		Source:      "closed, reset_sent, reset_received, timeout, idle (no event for process.idle_timeout), unknown (its end was not seen), evicted (process.max_connections); counted when the connection has lingered." + hostScope,
 	}
 	metricActive = &Metric{
 		Name: "system.network.tcp.connection.active", Unit: "{connection}", Kind: UpDown, Host: true,

@@ -28,9 +28,22 @@ var (
 		Description: "Retransmission timeout, with the present backoff.",
 		Source:      "tcp_info rto of the last Sample.",
 	}
+	metricHostRTT = &Metric{
+		Name: "system.network.tcp.rtt", Unit: "s", Kind: Distribution, Float: true, Host: true,
+		Description: "Round-trip times of data that this host sent.",
+		Attributes:  []string{attrRTTMethod},
+		Source: "sequence: from a Segment with new data to the first acknowledgment of all of it, one at a time for each connection, none while anything is sent again " +
+			"(Karn's algorithm). The receiver's delay of its acknowledgments is part of it." + hostScope,
+	}
 )
 
-type rtt struct{ smoothed, variation, min, rto *Series }
+const attrRTTMethod = "tcbee.rtt.method"
+
+type rtt struct {
+	smoothed, variation, min, rto *Series
+	sequence                      *Series
+	host                          Histogram
+}
 
 // Name implements Processor.
 func (RTT) Name() string { return "rtt" }
@@ -38,9 +51,18 @@ func (RTT) Name() string { return "rtt" }
 // Bind implements Processor.
 func (RTT) Bind(r *Registry) Family {
 	r.Want(event.KindSample)
+	r.Want(event.KindSegment)
 	return &rtt{
 		smoothed: r.Series(metricSRTT), variation: r.Series(metricRTTVar),
 		min: r.Series(metricMinRTT), rto: r.Series(metricRTO),
+		sequence: r.Series(metricHostRTT, Attr{attrRTTMethod, "sequence"}),
+	}
+}
+
+// CollectHost implements HostFamily.
+func (f *rtt) CollectHost(e Emitter) {
+	if f.host.Count != 0 {
+		e.Histogram(f.sequence, &f.host)
 	}
 }
 
@@ -50,12 +72,21 @@ func (f *rtt) New(*Connection) State { return &rttState{f: f} }
 type rttState struct {
 	f                             *rtt
 	smoothed, variation, min, rto uint32
+	sent                          uint64 // when the data that is timed was sent; 0: none is
+	end                           uint32 // its end
+	nxt                           uint32 // highest sequence number sent, plus one
+	until                         uint32 // nothing is timed before this is acknowledged, if barred
+	barred                        bool   // something was sent again
 }
 
 // noRTT is min_rtt before the first measurement.
 const noRTT = ^uint32(0)
 
 func (s *rttState) Observe(ev *Event) {
+	if ev.Kind == event.KindSegment {
+		s.time(ev)
+		return
+	}
 	m := ev.Sample()
 	// A socket that was disconnected starts anew with 0; what it measured stays true.
 	if m.RTT != 0 {
@@ -66,6 +97,38 @@ func (s *rttState) Observe(ev *Event) {
 	}
 	if m.RTO != 0 {
 		s.rto = m.RTO
+	}
+}
+
+// time measures by sequence numbers.
+func (s *rttState) time(ev *Event) {
+	if ev.Conn.Vantage != VantageHost || !ev.Counted {
+		return
+	}
+	g := ev.Segment()
+	if ev.Dir == event.DirOut {
+		end := g.Seq + g.PayloadLen
+		if ev.Fresh > 0 {
+			s.nxt = end
+		}
+		switch {
+		case g.PayloadLen == 0:
+		case ev.Fresh != g.PayloadLen:
+			s.sent, s.until, s.barred = 0, s.nxt, true
+		case s.sent == 0 && !s.barred:
+			s.sent, s.end = g.Time, end
+		}
+		return
+	}
+	if ev.Acked == 0 {
+		return
+	}
+	if s.barred && int32(g.Ack-s.until) >= 0 {
+		s.barred = false
+	}
+	if s.sent != 0 && int32(g.Ack-s.end) >= 0 {
+		s.f.host.Add(float64(g.Time-min(s.sent, g.Time)) / 1e9)
+		s.sent = 0
 	}
 }
 

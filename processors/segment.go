@@ -248,6 +248,9 @@ func (t *Table) derive(c *conn, d int, s *event.Segment) {
 	case was == 0 && !local.syn && !peer.syn:
 		c.State = event.Established // joined in the middle
 	case c.Established != 0 || was == event.Established:
+	case t.stated && c.Vantage == VantageHost && c.Role == RoleServer && local.syn && peer.syn:
+		// Its socket will tell: a full accept queue drops the handshake's last ACK.
+		c.State = event.SynRecv
 	case local.syn && peer.syn && (c.Role == RoleClient && d == 1 && c.Vantage != VantageForwarder ||
 		flags&event.SYN == 0 && flags&event.ACK != 0):
 		t.established(c)

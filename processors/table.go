@@ -68,7 +68,9 @@ type Table struct {
 
 	lingering []*conn // by the time of their end
 	lingered  int     // of lingering: already gone
-	idleCheck uint64  // when to look for idle connections again
+	hand      int     // of order: where evict looked last
+	evicted   uint64
+	idleCheck uint64 // when to look for idle connections again
 
 	now     uint64
 	anchor  event.Anchor
@@ -133,6 +135,9 @@ func (t *Table) Metrics() []*Metric { return t.reg.metrics }
 
 // Len returns the number of connections that are open or linger.
 func (t *Table) Len() int { return t.live }
+
+// Evicted returns how many connections were forgotten for lack of room (Config.MaxConnections).
+func (t *Table) Evicted() uint64 { return t.evicted }
 
 // Now returns the time that the stream has reached, ns of CLOCK_MONOTONIC.
 func (t *Table) Now() uint64 { return t.now }
@@ -331,6 +336,9 @@ func (t *Table) find(key *tuple, netns uint64) (c *conn, reversed bool) {
 // create begins the connection with this record. process is what a connect without a port
 // told before.
 func (t *Table) create(h *event.Header, key *tuple) *conn {
+	if t.live >= t.cfg.MaxConnections {
+		t.evict()
+	}
 	c := &conn{key: *key, hash: t.idx.hash(key)}
 	if n := len(t.free); n > 0 {
 		c.slot = t.free[n-1]
@@ -353,6 +361,42 @@ func (t *Table) create(h *event.Header, key *tuple) *conn {
 	t.order = append(t.order, c)
 	t.last = c
 	return c
+}
+
+// evict makes room for a connection: of the next few it ends the one that will be missed
+// least. Which one depends on the stream alone.
+func (t *Table) evict() {
+	const few = 16
+	var worst *conn
+	for seen, steps := 0, 0; seen < few && steps < len(t.order); steps++ {
+		if t.hand >= len(t.order) {
+			t.hand = 0
+		}
+		c := t.order[t.hand]
+		t.hand++
+		if c.Ended {
+			continue
+		}
+		seen++
+		if worst == nil || c.rank() > worst.rank() || c.rank() == worst.rank() && c.Last < worst.Last {
+			worst = c
+		}
+	}
+	if worst != nil {
+		t.evicted++
+		t.retire(worst, EndEvicted)
+	}
+}
+
+// rank orders connections by how little they are missed.
+func (c *conn) rank() int {
+	switch {
+	case c.Closed != 0:
+		return 2
+	case c.half():
+		return 1
+	}
+	return 0
 }
 
 // replace ends the connection and begins another with the same ends.

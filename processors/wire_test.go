@@ -219,3 +219,49 @@ func TestCountersOfASocketBeginWhenItIsFirstSeen(t *testing.T) {
 	require.Contains(t, got, "dsack 1 ")
 	require.Contains(t, got, "out_of_order 3 ")
 }
+
+func TestRTTBySequenceFollowsKarn(t *testing.T) {
+	rtts := func(s *stream) Histogram {
+		for _, f := range s.tab.families {
+			if f, ok := f.(*rtt); ok {
+				return f.host
+			}
+		}
+		t.Fatal("no rtt family")
+		return Histogram{}
+	}
+	s := newStream(t, DefaultConfig())
+	e := s.end(client, server)
+	e.cookie = 1
+	e.connect(1000, 5000)
+	e.out("P.", 1001, 5001, 1000)
+	e.out("P.", 2001, 5001, 1000) // one at a time: this is not timed
+	s.wait(20*ms - 3000)
+	e.in(".", 5001, 1501, 0) // not all of it
+	e.in(".", 5001, 2001, 0)
+	require.Equal(t, uint64(1), rtts(s).Count)
+	require.InDelta(t, 0.020, rtts(s).Sum, 1e-5)
+
+	e.out("P.", 3001, 5001, 1000)
+	e.out("P.", 2001, 5001, 1000) // again: nothing outstanding can be timed
+	e.out("P.", 4001, 5001, 1000)
+	s.wait(50 * ms)
+	e.in(".", 5001, 3001, 0)
+	e.in(".", 5001, 5001, 0)
+	require.Equal(t, uint64(1), rtts(s).Count)
+	e.out("P.", 5001, 5001, 1000)
+	s.wait(30*ms - 1000)
+	e.in(".", 5001, 6001, 0)
+	require.Equal(t, uint64(2), rtts(s).Count)
+	require.InDelta(t, 0.050, rtts(s).Sum, 1e-5)
+}
+
+func TestRTTOfReceivedDataIsNotMeasured(t *testing.T) {
+	s := newStream(t, DefaultConfig())
+	e := s.end(server, client)
+	e.cookie = 1
+	e.accept(1000, 5000)
+	e.in("P.", 1001, 5001, 1000)
+	e.out(".", 5001, 2001, 0)
+	require.NotContains(t, s.collect(), "system.network.tcp.rtt")
+}
