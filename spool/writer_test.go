@@ -193,6 +193,7 @@ func TestSegmentsEndAtTheirAge(t *testing.T) {
 	w := create(t, cfg)
 	fill(t, w, 1, 100)
 	require.Eventually(t, func() bool { return w.Stats().Rotations > 0 }, 10*time.Second, 20*time.Millisecond)
+	require.NoError(t, w.Rotate(t.Context())) // waits until it is closed
 	r, err := Open(t.Context(), cfg.Dir, ReadOptions{NoRotate: true})
 	require.NoError(t, err)
 	got, _ := drain(t, r)
