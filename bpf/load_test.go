@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package bpf
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+	"github.com/tcbee/tcbee-export/bpf/netlab"
+)
+
+// Many connections both ways on all CPUs: nothing is lost but what is counted, and the
+// counters are those of others.
+func TestLoadOnAllCPUs(t *testing.T) {
+	l := lab(t, netlab.Options{})
+	before, err := l.A.SNMP()
+	require.NoError(t, err)
+	count, err := l.Count(l.A, l.A.Interface)
+	require.NoError(t, err)
+	r, a := during(t, in(l.A), func(*Capture) {
+		var wait sync.WaitGroup
+		for i := range 6 {
+			wait.Go(func() {
+				tr := netlab.Transfer{From: l.A, To: l.B, Bytes: 24 << 20, IPv6: i%2 == 0}
+				if i%3 == 0 {
+					tr.From, tr.To = l.B, l.A
+				}
+				_, err := l.Transfer(t.Context(), tr)
+				require.NoError(t, err)
+			})
+		}
+		wait.Wait()
+		_, err := l.Exchange(t.Context(), netlab.Exchange{Connections: 100, Requests: 5, Reset: true})
+		require.NoError(t, err)
+		require.NoError(t, l.A.Quiet(t.Context()))
+	})
+	after, err := l.A.SNMP()
+	require.NoError(t, err)
+	snmp := after.Sub(before)
+	r.identity(t, a)
+	require.Equal(t, "stop", stop(r.raw))
+	in, err := count.In()
+	require.NoError(t, err)
+	out, err := count.Out()
+	require.NoError(t, err)
+	require.Equal(t, in.TCP, a.Total[event.HookTCIngress].Seen)
+	require.Equal(t, out.TCP, a.Total[event.HookTCEgress].Seen)
+	require.EqualValues(t, snmp["TcpInSegs"], a.Total[event.HookTCIngress].Seen)
+	// What tcp_probe did not see was merged in the backlog or is outside of ESTABLISHED.
+	outside := snmp["TcpInSegs"] - snmp["TcpExtTCPBacklogCoalesce"] - int64(r.stored[event.HookTCPProbe])
+	require.GreaterOrEqual(t, outside, int64(0))
+	t.Logf("received %d segments: %d probed, %d merged, %d outside of ESTABLISHED", snmp["TcpInSegs"],
+		r.stored[event.HookTCPProbe], snmp["TcpExtTCPBacklogCoalesce"], outside)
+
+	for h, n := range a.Total {
+		if n.Seen > 0 {
+			t.Logf("%-22v %+v", event.Hook(h), n)
+		}
+	}
+	whole(t, r, a)
+}
+
+// whole requires that each socket's events are numbered from 1 without a gap, if none was lost.
+func whole(t *testing.T, r *recorded, a Accounting) {
+	t.Helper()
+	for h, n := range a.Total {
+		if n.Dropped > 0 {
+			t.Logf("%v: %+v: numbers are not looked at", event.Hook(h), n)
+			return
+		}
+	}
+	seqs := map[uint64][]uint32{}
+	for h := range event.All(r.raw) {
+		if h.SockSeq != 0 {
+			seqs[h.Cookie] = append(seqs[h.Cookie], h.SockSeq)
+		}
+	}
+	require.NotEmpty(t, seqs)
+	for cookie, s := range seqs {
+		slices.Sort(s)
+		for i, n := range s {
+			require.EqualValues(t, i+1, n, "events of socket %d", cookie)
+		}
+	}
+}
+
+// A connection whose sender moves between CPUs all the time.
+func TestFlowThatMovesBetweenCPUs(t *testing.T) {
+	if runtime.NumCPU() < 2 {
+		t.Skip("needs two CPUs")
+	}
+	l := lab(t, netlab.Options{})
+	var cookie uint64
+	r, a := during(t, in(l.A), func(*Capture) {
+		ln, err := l.B.Listen(t.Context(), netip.AddrPortFrom(l.B.IPv4, 0))
+		require.NoError(t, err)
+		defer func() { _ = ln.Close() }()
+		conn, err := l.A.Dial(t.Context(), ln.Addr().(*net.TCPAddr).AddrPort(), "")
+		require.NoError(t, err)
+		cookie, err = netlab.SocketCookie(conn)
+		require.NoError(t, err)
+		peer, err := ln.AcceptTCP()
+		require.NoError(t, err)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_, _ = io.Copy(io.Discard, peer)
+			_ = peer.Close()
+		}()
+		moved := make(chan error, 1)
+		go func() {
+			runtime.LockOSThread() // and never unlocked: the thread's affinity ends with it
+			var err error
+			for i := 0; i < 4000 && err == nil; i++ {
+				if i%20 == 0 {
+					err = pin(i / 20 % 2)
+				}
+				if err == nil {
+					_, err = conn.Write(make([]byte, 1000))
+				}
+			}
+			moved <- err
+		}()
+		require.NoError(t, <-moved)
+		require.NoError(t, conn.Close())
+		<-done
+		require.NoError(t, l.A.Quiet(t.Context()))
+	})
+	r.identity(t, a)
+	require.Equal(t, "stop", stop(r.raw))
+	whole(t, r, a)
+	cpus := map[uint16]int{}
+	for h := range event.All(r.raw) {
+		if h.Cookie == cookie && h.Hook == event.HookTCEgress {
+			cpus[h.CPU]++
+		}
+	}
+	require.Greater(t, len(cpus), 1, "the flow stayed on one CPU")
+}
+
+// The wall clock that the records give is the host's.
+func TestAnchorsTellTheWallClock(t *testing.T) {
+	requireBPF(t)
+	a, err := newAnchors()
+	require.NoError(t, err)
+	b := a.append(nil, event.AnchorStart)
+	time.Sleep(20 * time.Millisecond)
+	wall, mono := time.Now().UnixNano(), monotonic()
+	anchor := event.At(b).Anchor()
+	require.InDelta(t, wall, anchor.Realtime+int64(mono-anchor.Time), 1e6)
+	require.InDelta(t, anchor.Realtime, anchor.TAI, 60e9)
+	require.Less(t, anchor.Uncertainty, uint32(1e6))
+
+	require.False(t, a.due(monotonic()))
+	a.last.Realtime += 400_000 // as if the clock had been set back by 0.4 ms
+	require.True(t, a.due(monotonic()))
+	a.last.Realtime -= 400_000
+	a.last.Time -= anchorEvery
+	a.last.Realtime -= anchorEvery
+	require.True(t, a.due(monotonic()))
+}
+
+func TestNextEndsWithItsContext(t *testing.T) {
+	requireBPF(t)
+	c, err := Open(t.Context(), benchConfig(), quiet())
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	for err == nil {
+		_, err = c.Next(ctx)
+	}
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	_, err = c.Next(t.Context())
+	require.NoError(t, err, "the capture goes on")
+	c.Stop()
+	c.Stop()
+	for err == nil {
+		_, err = c.Next(t.Context())
+	}
+	require.ErrorIs(t, err, io.EOF)
+	_, err = c.Next(t.Context())
+	require.ErrorIs(t, err, io.EOF)
+	require.NoError(t, c.Close())
+	require.NoError(t, c.Close())
+	_, err = c.Next(t.Context())
+	require.ErrorContains(t, err, "closed")
+}
