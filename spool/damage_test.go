@@ -51,7 +51,7 @@ func TestDamage(t *testing.T) {
 	tests := map[string]struct {
 		do   func(t *testing.T, seg string)
 		want []ID
-		text string // of the damage; empty: none is told
+		text string // of the damage, or of the notice if all is read; empty: none is told
 		is   error
 	}{
 		"value log, a block's byte": {
@@ -83,27 +83,48 @@ func TestDamage(t *testing.T) {
 		},
 		"write-ahead log, a byte": {
 			func(t *testing.T, seg string) { change(t, filepath.Join(seg, walName), flip(400)) },
-			rest, "%s/00001.mem is damaged: CRC-32C", nil,
+			all, "%s/00001.mem is damaged: CRC-32C", nil,
 		},
 		"write-ahead log truncated": {
 			func(t *testing.T, seg string) { change(t, filepath.Join(seg, walName), cut(400)) },
-			rest, "%s/00001.mem is truncated: 400 of", nil,
+			all, "%s/00001.mem is truncated: 400 of", nil,
 		},
 		"write-ahead log missing": {
 			func(t *testing.T, seg string) { require.NoError(t, os.Remove(filepath.Join(seg, walName))) },
-			rest, "%s/00001.mem is missing", nil,
+			all, "%s/00001.mem is missing", nil,
 		},
 		"manifest, a byte": {
 			func(t *testing.T, seg string) { change(t, filepath.Join(seg, "MANIFEST"), flip(3)) },
-			rest, "%s/MANIFEST is damaged: CRC-32C", nil,
+			all, "%s/MANIFEST is damaged: CRC-32C", nil,
 		},
 		"manifest missing": {
 			func(t *testing.T, seg string) { require.NoError(t, os.Remove(filepath.Join(seg, "MANIFEST"))) },
-			rest, "%s/MANIFEST is missing", nil,
+			all, "%s/MANIFEST is missing", nil,
 		},
 		"key registry, a byte": {
 			func(t *testing.T, seg string) { change(t, filepath.Join(seg, "KEYREGISTRY"), flip(10)) },
-			rest, "%s/KEYREGISTRY is damaged: CRC-32C", nil,
+			all, "%s/KEYREGISTRY is damaged: CRC-32C", nil,
+		},
+		"manifest missing and a block's byte": {
+			func(t *testing.T, seg string) {
+				require.NoError(t, os.Remove(filepath.Join(seg, "MANIFEST")))
+				change(t, filepath.Join(seg, vlogName), flip(5000))
+			},
+			without(15, 15), "block 15: %s/MANIFEST is missing", nil,
+		},
+		"manifest missing and a block's header": {
+			func(t *testing.T, seg string) {
+				require.NoError(t, os.Remove(filepath.Join(seg, "MANIFEST")))
+				change(t, filepath.Join(seg, vlogName), func(b []byte) []byte { clear(b[4000:5000]); return b })
+			},
+			without(14, 15), "blocks 14 to 15: %s/MANIFEST is missing", nil,
+		},
+		"manifest missing and the value log": {
+			func(t *testing.T, seg string) {
+				require.NoError(t, os.Remove(filepath.Join(seg, "MANIFEST")))
+				require.NoError(t, os.Remove(filepath.Join(seg, vlogName)))
+			},
+			rest, "blocks 11 to 20: %s/MANIFEST is missing", nil,
 		},
 		"sidecar, a byte: recovered from the database": {
 			func(t *testing.T, seg string) { change(t, filepath.Join(seg, sidecarName), flip(30)) },
@@ -149,12 +170,20 @@ func TestDamage(t *testing.T) {
 				got, damage := drain(t, r)
 				require.Equal(t, tt.want, got)
 				require.NoError(t, r.Close())
-				if tt.text == "" {
+				text := strings.ReplaceAll(tt.text, "%s", seg)
+				switch {
+				case tt.text == "":
 					require.Empty(t, damage)
+					require.Empty(t, r.Notices())
+					continue
+				case len(got) == 30:
+					require.Empty(t, damage)
+					require.Len(t, r.Notices(), 1)
+					require.ErrorContains(t, r.Notices()[0], text)
 					continue
 				}
 				require.Len(t, damage, 1)
-				require.ErrorContains(t, damage[0], strings.ReplaceAll(tt.text, "%s", seg))
+				require.ErrorContains(t, damage[0], text)
 				if tt.is != nil {
 					require.ErrorIs(t, damage[0], tt.is)
 				}
@@ -168,9 +197,9 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestEveryByteOfASegment flips every byte of every file of a small segment, one at a time: what is read is what was appended, what is not read is
+// TestBytesAllOverASegment flips bytes all over the files of a small segment, one at a time: what is read is what was appended, what is not read is
 // told, and nothing ends the process.
-func TestEveryByteOfASegment(t *testing.T) {
+func TestBytesAllOverASegment(t *testing.T) {
 	cfg := testConfig(t.TempDir())
 	w := create(t, cfg)
 	fill(t, w, 3, 80)
@@ -183,9 +212,9 @@ func TestEveryByteOfASegment(t *testing.T) {
 		path := filepath.Join(seg, e.Name())
 		whole, err := os.ReadFile(path)
 		require.NoError(t, err)
-		step := 1
+		step := 3
 		if testing.Short() {
-			step = 7
+			step = 17
 		}
 		for at := 0; at < len(whole); at += step {
 			require.NoError(t, os.WriteFile(path, flip(at)(bytes.Clone(whole)), 0o640))

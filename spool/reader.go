@@ -14,8 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
-
-	badger "github.com/dgraph-io/badger/v4"
 )
 
 // ReadOptions say how a spool is read. The zero value is right for a spool that is not encrypted.
@@ -43,11 +41,7 @@ type Reader struct {
 	strict  bool // that next is not there is damage: a block before it was asked for
 	closed  bool
 
-	db    *badger.DB // of the segment at, nil if it is not open
-	txn   *badger.Txn
-	short error // why the segment's value log cannot be whole
-	leaky bool  // a fault left Badger's locks as they were: closing it would wait for ever
-	key8  [8]byte
+	src source // of the segment at, nil if it is not open
 
 	buf  []byte // the block that was read last
 	held bool   // buf holds the block next, found behind damage
@@ -125,7 +119,7 @@ func (r *Reader) take(segs []SegmentInfo) {
 	for at < len(segs) && segs[at].Number < current {
 		at++
 	}
-	if r.db != nil && (at >= len(segs) || segs[at].Number != current) {
+	if r.src != nil && (at >= len(segs) || segs[at].Number != current) {
 		// It was removed while it was open. It can still be read to its end.
 		segs = slices.Insert(segs, at, r.segs[r.at])
 	}
@@ -188,7 +182,8 @@ func (r *Reader) notice(err error) {
 	r.log.Warn("spool: not everything is seen", "dir", r.dir, "error", err)
 }
 
-// Notices tells what hindered the last Open or Refresh without making reading impossible: a recorder that does not answer.
+// Notices tells what has gone wrong since the last Open or Refresh without making any block unreadable that is told of otherwise: a recorder that
+// does not answer, or damage that could be worked around.
 func (r *Reader) Notices() []error { return r.notices }
 
 // load lists the segments that can be read, and those that a recorder has open or left open.
@@ -266,11 +261,11 @@ func (r *Reader) Next(ctx context.Context) (ID, []byte, error) {
 			return 0, nil, err
 		}
 		si := &r.segs[r.at]
-		if r.db == nil {
+		if r.src == nil {
 			if err := r.enter(si); err != nil {
 				return 0, nil, err
 			}
-			if r.db == nil {
+			if r.src == nil {
 				r.at++
 				continue
 			}
@@ -342,55 +337,50 @@ func (r *Reader) missing() error {
 	return fmt.Errorf("missing between segments %08d and %08d: %w", r.segs[r.at-1].Number, r.segs[r.at].Number, fs.ErrNotExist)
 }
 
+// openSegment opens the segment by Badger, or where its bookkeeping is damaged, its value log alone.
 func (r *Reader) openSegment(si *SegmentInfo) error {
+	db, err := r.openDatabase(si)
+	if err == nil {
+		r.src = db
+		return nil
+	}
+	if si.Encrypted || errors.Is(err, ErrKey) {
+		return err
+	}
+	bare, berr := openBareLog(si, err)
+	if berr != nil {
+		return err
+	}
+	r.notice(fmt.Errorf("segment %08d: %w; its blocks are read from its value log alone", si.Number, err))
+	r.src = bare
+	return nil
+}
+
+func (r *Reader) openDatabase(si *SegmentInfo) (*database, error) {
 	short, err := checkFiles(*si)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	o := badgerOptions(si.Dir, 0, si.keyOf(r.key), r.log)
 	o.ReadOnly = true
 	db, err := openBadger(o)
 	if err != nil {
-		return errors.Join(short, err)
+		return nil, errors.Join(short, err)
 	}
-	r.db, r.txn, r.short, r.leaky = db, db.NewTransaction(false), short, false
-	return nil
+	return &database{db: db, txn: db.NewTransaction(false), short: short}, nil
 }
 
 func (r *Reader) leave() {
-	if r.db == nil {
-		return
+	if r.src != nil {
+		r.src.close()
 	}
-	r.txn.Discard()
-	if !r.leaky {
-		_ = guard(r.db.Close)
-	}
-	r.db, r.txn, r.short, r.held = nil, nil, nil, false
+	r.src, r.held = nil, false
 }
 
 // get reads the block into buf.
-func (r *Reader) get(id ID) error {
-	err := guard(func() error {
-		item, err := r.txn.Get(blockKey(&r.key8, id))
-		if err != nil {
-			return err
-		}
-		return value(item, func(v []byte) { r.buf = append(r.buf[:0], v...) })
-	})
-	var f *fault
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &f):
-		r.leaky = true
-		return err
-	case errors.Is(err, badger.ErrKeyNotFound):
-		return errors.New("missing in the segment")
-	case r.short != nil:
-		return r.short
-	default:
-		return err
-	}
+func (r *Reader) get(id ID) (err error) {
+	r.buf, err = r.src.get(id, r.buf)
+	return err
 }
 
 // skip finds the next block that can be read, and tells what lies before it.
@@ -436,32 +426,27 @@ func (r *Reader) Segments() []SegmentInfo {
 
 // loadMeta reads the metadata that lies inside an encrypted segment.
 func (r *Reader) loadMeta(si *SegmentInfo) {
-	o := badgerOptions(si.Dir, 0, si.keyOf(r.key), r.log)
-	o.ReadOnly = true
-	if _, err := checkFiles(*si); err != nil {
-		return
-	}
-	db, err := openBadger(o)
-	if err != nil {
-		return
-	}
-	var meta Meta
-	err = guard(func() error {
-		return db.View(func(txn *badger.Txn) error {
-			item, err := txn.Get(metaKey)
-			if err != nil {
-				return err
-			}
-			return item.Value(func(v []byte) error { return json.Unmarshal(v, &meta) })
-		})
-	})
-	if err == nil {
-		si.Meta = &meta
-		err = guard(db.Close)
-	}
+	db, err := r.openDatabase(si)
 	if err != nil {
 		r.log.Debug("spool: metadata cannot be read", "segment", si.Number, "error", err)
+		return
 	}
+	defer db.close()
+	var meta Meta
+	err = guard(func() error {
+		item, err := db.txn.Get(metaKey)
+		if err != nil {
+			return err
+		}
+		return item.Value(func(v []byte) error { return json.Unmarshal(v, &meta) })
+	})
+	if err != nil {
+		var f *fault
+		db.leaky = errors.As(err, &f)
+		r.log.Debug("spool: metadata cannot be read", "segment", si.Number, "error", err)
+		return
+	}
+	si.Meta = &meta
 }
 
 // Size tells how many blocks can be read, from the oldest on, and how many bytes they have together.
