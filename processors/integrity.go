@@ -11,8 +11,9 @@ var (
 	metricCompleteness = &Metric{
 		Name: "network.flow.tcp.completeness", Unit: "1", Kind: Gauge, Float: true,
 		Description: "Least share of the connection's events that were stored: 1 when nothing was lost.",
-		Source: "stored / (stored + lost): stored are the connection's records; lost are all events that the CPUs on which it was seen lost while it lived, " +
-			"of whatever connection they were. The true share is as high or higher.",
+		Source: "stored / (stored + lost): stored are the connection's records; lost are all events that the CPUs on which it was seen lost while it lived (Lost records), " +
+			"of whatever connection they were. The true share is as high or higher. " +
+			"Events that the kernel showed to no program (missed, by the Accounting records) have no place in time and are not in it.",
 	}
 	metricChecksum = &Metric{
 		Name: "system.network.tcp.checksum_errors", Unit: "{segment}", Kind: Counter, Host: true,

@@ -37,9 +37,15 @@ attribute set selects: ` + "`network.local.address`, `network.local.port`, `netw
   merged in the socket's backlog; the wire's truth is in the segments.
 - **Retransmits** are counted in segments, as nstat's TcpRetransSegs, not in packets. They are known for local
   sockets only.
+- **Vantage**: a connection with a local socket is seen from the host, one that passes through from a forwarder.
+  Metrics of the host count the former only.
 - **Late points**: a closed connection lingers for some seconds (` + "`process.linger`" + `) so that late segments are counted
   in it; then its last values are told.
 `)
+	b.WriteString("\n## Overview\n\n| metric | kind | unit | what |\n|---|---|---|---|\n")
+	for _, m := range Metrics() {
+		fmt.Fprintf(&b, "| `%s` | %s | `%s` | %s |\n", m.Name, m.Kind, m.Unit, m.Description)
+	}
 	for _, p := range All() {
 		r := &Registry{}
 		p.Bind(r)
