@@ -50,6 +50,7 @@ type Capture struct {
 	ifaces   *interfaces
 	anchors  *anchors
 	event    int // eventfd that ends a wait
+	steps    int // timerfd that tells when the wall clock is set
 
 	stopOnce  sync.Once
 	closeOnce sync.Once
@@ -97,7 +98,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Capture, error) {
 		return nil, hint(fmt.Errorf("capture: the process lacks %s: %w", strings.Join(lack, ", "), unix.EPERM),
 			"run with sudo, or grant them: setcap cap_bpf,cap_perfmon,cap_net_admin+ep on the binary")
 	}
-	c := &Capture{cfg: cfg, log: log, event: -1}
+	c := &Capture{cfg: cfg, log: log, event: -1, steps: -1}
 	if err := c.open(ctx); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -146,7 +147,11 @@ func (c *Capture) open(ctx context.Context) (err error) {
 	if c.event, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return fmt.Errorf("make an eventfd: %w", err)
 	}
-	c.poll = []unix.PollFd{{Fd: int32(c.ring.fd), Events: unix.POLLIN}, {Fd: int32(c.event), Events: unix.POLLIN}}
+	if c.steps, err = clockSteps(); err != nil {
+		return err
+	}
+	c.poll = []unix.PollFd{{Fd: int32(c.ring.fd), Events: unix.POLLIN}, {Fd: int32(c.event), Events: unix.POLLIN},
+		{Fd: int32(c.steps), Events: unix.POLLIN}}
 	c.account = make([][event.Hooks]event.Counters, c.obj.cpus)
 	if c.anchors, err = newAnchors(); err != nil {
 		return err
@@ -339,7 +344,12 @@ func (c *Capture) turn(now uint64) error {
 	if c.anchors.due(now) {
 		c.next = c.anchors.append(c.next, event.AnchorPeriodic)
 	}
-	watermark, err := c.slots.sweep(now, now-uint64(c.cfg.FlushAge)/2)
+	// A full ring would lose what a slot can still hold: then nothing is flushed.
+	until := now - uint64(c.cfg.FlushAge)/2
+	if c.ring.used() > c.ring.mask/4*3 {
+		until = 0
+	}
+	watermark, err := c.slots.sweep(now, until)
 	if err != nil {
 		return err
 	}
@@ -383,9 +393,13 @@ func (c *Capture) wait(ctx context.Context, now uint64) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	var b [8]byte
 	if c.poll[1].Revents != 0 {
-		var b [8]byte
 		_, _ = unix.Read(c.event, b[:])
+	}
+	if c.poll[2].Revents != 0 {
+		_, _ = unix.Read(c.steps, b[:])
+		c.next = c.anchors.append(c.next, event.AnchorPeriodic)
 	}
 	return nil
 }
@@ -532,8 +546,10 @@ func (c *Capture) Close() error {
 		if c.control != nil {
 			errs = append(errs, unix.Munmap(c.control))
 		}
-		if c.event >= 0 {
-			errs = append(errs, unix.Close(c.event))
+		for _, fd := range []int{c.event, c.steps} {
+			if fd >= 0 {
+				errs = append(errs, unix.Close(fd))
+			}
 		}
 		if c.obj != nil {
 			c.obj.close()

@@ -73,3 +73,18 @@ func (a *anchors) due(now uint64) bool {
 	off := clock(unix.CLOCK_REALTIME) - a.last.Realtime - since
 	return off > anchorDrift || off < -anchorDrift
 }
+
+// clockSteps returns a timerfd that becomes readable when the wall clock is set, so that the
+// next anchor follows at once. Otherwise it never expires.
+func clockSteps() (int, error) {
+	fd, err := unix.TimerfdCreate(unix.CLOCK_REALTIME, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
+	if err != nil {
+		return -1, fmt.Errorf("watch the wall clock: %w", err)
+	}
+	never := unix.ItimerSpec{Value: unix.Timespec{Sec: 1 << 40}}
+	if err := unix.TimerfdSettime(fd, unix.TFD_TIMER_ABSTIME|unix.TFD_TIMER_CANCEL_ON_SET, &never, nil); err != nil {
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("watch the wall clock: %w", err)
+	}
+	return fd, nil
+}

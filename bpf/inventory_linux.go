@@ -133,7 +133,6 @@ func (c *Capture) sampleAll(ctx context.Context, it *link.Iter) error {
 // owner is a process that holds a socket.
 type owner struct {
 	pid  uint32
-	uid  uint32
 	comm [16]byte
 }
 

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -119,49 +119,104 @@ func hasLinkHeader(kind string) bool { return kind == "ether" || kind == "loopba
 func (i *interfaces) open() error {
 	i.attached = map[int]*attached{}
 	i.done = make(chan struct{})
-	updates := make(chan netlink.LinkUpdate, 256)
-	fail := make(chan error, 1)
-	var existing []netlink.Link
-	err := i.ns.do(func() error {
-		err := netlink.LinkSubscribeWithOptions(updates, i.done, netlink.LinkSubscribeOptions{
-			ReceiveBufferSize: 4 << 20,
-			ErrorCallback: func(err error) {
+	updates, err := i.follow(true)
+	if err != nil {
+		i.detach()
+		return err
+	}
+	i.watching.Go(func() {
+		for {
+			i.watch(updates)
+			// The subscription ends by itself if changes come faster than they are read.
+			for updates = nil; updates == nil; {
 				select {
-				case fail <- err:
-				default:
+				case <-i.done:
+					return
+				case <-time.After(100 * time.Millisecond):
 				}
-			},
-		})
-		if err != nil {
-			return fmt.Errorf("follow the interfaces: %w", err)
-		}
-		if existing, err = netlink.LinkList(); err != nil {
-			return fmt.Errorf("list the interfaces: %w", err)
-		}
-		if err := i.check(existing); err != nil {
-			return err
-		}
-		for _, l := range existing {
-			if i.cfg.wantsInterface(l.Attrs().Name) {
-				if err := i.attach(l); err != nil {
-					return err
+				if updates, err = i.follow(false); err != nil {
+					i.log.Warn("interfaces not followed, trying again", "error", err)
 				}
 			}
+			i.log.Warn("changes of interfaces came too fast; their list was read anew")
+		}
+	})
+	return nil
+}
+
+// follow subscribes to changes, then attaches to what is there and forgets what is not. At
+// the start a failure to attach is an error, later a warning.
+func (i *interfaces) follow(start bool) (<-chan netlink.LinkUpdate, error) {
+	updates := make(chan netlink.LinkUpdate, 256)
+	end := make(chan struct{})
+	err := i.ns.do(func() error {
+		err := netlink.LinkSubscribeWithOptions(updates, end, netlink.LinkSubscribeOptions{ReceiveBufferSize: 4 << 20})
+		if err != nil {
+			close(updates)
+			return fmt.Errorf("follow the interfaces: %w", err)
+		}
+		existing, err := netlink.LinkList()
+		if err != nil {
+			return fmt.Errorf("list the interfaces: %w", err)
+		}
+		if start {
+			if err := i.check(existing); err != nil {
+				return err
+			}
+		}
+		there := map[int]bool{}
+		for _, l := range existing {
+			there[l.Attrs().Index] = true
+			if err := i.consider(l); err != nil && start {
+				return err
+			} else if err != nil {
+				i.log.Warn("interface not captured", "interface", l.Attrs().Name, "error", err)
+			}
+		}
+		i.mu.Lock()
+		gone := map[int]*attached{}
+		for index, a := range i.attached {
+			if !there[index] {
+				gone[index] = a
+			}
+		}
+		i.mu.Unlock()
+		for index, a := range gone {
+			i.forget(index, a)
 		}
 		return nil
 	})
 	if err != nil {
-		close(i.done)
-		i.detach()
+		close(end)
 		// The subscription's goroutine ends by closing updates.
 		go func() {
 			for range updates {
 			}
 		}()
-		return err
+		return nil, err
 	}
-	i.watching.Go(func() { i.watch(updates, fail) })
-	return nil
+	i.watching.Go(func() {
+		<-i.done
+		close(end)
+	})
+	return updates, nil
+}
+
+// consider attaches to an interface of the current namespace if it is wanted and not attached
+// yet. One that vanishes meanwhile is no error.
+func (i *interfaces) consider(l netlink.Link) error {
+	a := l.Attrs()
+	i.mu.Lock()
+	old := i.attached[a.Index]
+	i.mu.Unlock()
+	if old != nil || !i.cfg.wantsInterface(a.Name) {
+		return nil
+	}
+	err := i.attach(l)
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
 }
 
 // check reports names without wildcards that no interface has.
@@ -212,6 +267,7 @@ func (i *interfaces) attach(l netlink.Link) error {
 	rec := event.Link{Ifindex: uint32(a.Index), Flags: a.RawFlags, MTU: uint32(a.MTU), Type: arphrd(a.EncapType)}
 	copy(rec.Name[:], a.Name)
 	i.told(&rec)
+	i.log.Info("interface captured", "interface", a.Name, "index", a.Index)
 	return nil
 }
 
@@ -238,36 +294,24 @@ func arphrd(kind string) uint32 {
 	return unix.ARPHRD_VOID
 }
 
-// watch attaches interfaces that appear and forgets those that vanish, until done is closed.
-func (i *interfaces) watch(updates <-chan netlink.LinkUpdate, fail <-chan error) {
-	for {
-		select {
-		case err := <-fail:
-			if errors.Is(err, unix.ENOBUFS) {
-				i.log.Warn("changes of interfaces came too fast, some may be missed", "error", err)
-			}
-		case u, ok := <-updates:
-			if !ok {
-				return
-			}
-			a := u.Attrs()
+// watch attaches interfaces that appear and forgets those that vanish, until updates is closed.
+func (i *interfaces) watch(updates <-chan netlink.LinkUpdate) {
+	for u := range updates {
+		a := u.Attrs()
+		switch u.Header.Type {
+		case unix.RTM_DELLINK:
 			i.mu.Lock()
 			old := i.attached[a.Index]
 			i.mu.Unlock()
-			switch {
-			case u.Header.Type == unix.RTM_DELLINK && u.IfInfomsg.Family == unix.AF_UNSPEC:
-				if old != nil {
-					i.forget(a.Index, old)
-				}
-			case u.Header.Type == unix.RTM_NEWLINK && old == nil && i.cfg.wantsInterface(a.Name):
-				err := i.ns.do(func() error { return i.attach(u.Link) })
-				switch {
-				case errors.Is(err, unix.ENODEV) || errors.Is(err, os.ErrNotExist): // gone already
-				case err != nil:
-					i.log.Warn("interface not captured", "interface", a.Name, "error", err)
-				default:
-					i.log.Info("interface captured", "interface", a.Name, "index", a.Index)
-				}
+			if old != nil && u.IfInfomsg.Family == unix.AF_UNSPEC {
+				i.forget(a.Index, old)
+			}
+		case unix.RTM_NEWLINK:
+			if !i.cfg.wantsInterface(a.Name) {
+				continue
+			}
+			if err := i.ns.do(func() error { return i.consider(u.Link) }); err != nil {
+				i.log.Warn("interface not captured", "interface", a.Name, "error", err)
 			}
 		}
 	}

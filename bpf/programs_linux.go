@@ -197,7 +197,7 @@ func flag(b bool) uint8 {
 func explain(what string, err error, verbose bool) error {
 	var ve *ebpf.VerifierError
 	if errors.As(err, &ve) && verbose {
-		return fmt.Errorf("%s: %+v", what, ve)
+		return fmt.Errorf("%s: %+v", what, ve) //nolint:errorlint // %+v is what prints the log
 	}
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && ve == nil:

@@ -26,10 +26,9 @@ type slots struct {
 	cpus  int
 	flush *ebpf.Program
 
-	free []uint64                      // by slot: the last time at which it was seen free
-	over [][event.Hooks]uint64         // by CPU: what of Over was told
-	last uint64                        // time of the last round
-	seen [][event.Hooks]event.Counters // scratch of counters
+	free []uint64              // by slot: the last time at which it was seen free
+	over [][event.Hooks]uint64 // by CPU: what of Over was told
+	last uint64                // time of the last round
 }
 
 func newSlots(m *ebpf.Map, flush *ebpf.Program, cpus int) (*slots, error) {
