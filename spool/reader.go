@@ -428,25 +428,25 @@ func (r *Reader) Segments() []SegmentInfo {
 func (r *Reader) loadMeta(si *SegmentInfo) {
 	db, err := r.openDatabase(si)
 	if err != nil {
+		si.Meta = new(Meta)
 		r.log.Debug("spool: metadata cannot be read", "segment", si.Number, "error", err)
 		return
 	}
 	defer db.close()
-	var meta Meta
+	meta := new(Meta)
+	si.Meta = meta // whatever comes of it: it is tried once
 	err = guard(func() error {
 		item, err := db.txn.Get(metaKey)
 		if err != nil {
 			return err
 		}
-		return item.Value(func(v []byte) error { return json.Unmarshal(v, &meta) })
+		return item.Value(func(v []byte) error { return json.Unmarshal(v, meta) })
 	})
 	if err != nil {
 		var f *fault
 		db.leaky = errors.As(err, &f)
 		r.log.Debug("spool: metadata cannot be read", "segment", si.Number, "error", err)
-		return
 	}
-	si.Meta = &meta
 }
 
 // Size tells how many blocks can be read, from the oldest on, and how many bytes they have together.
