@@ -5,6 +5,7 @@ package exporter
 import (
 	"cmp"
 	"math"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -46,6 +47,7 @@ type Builder struct {
 	prev int64 // of the one before, 0 if none
 	conn map[uint64]*track
 	free []*track
+	over map[tuple]int64 // when connections ended in this collection, ns since 1970
 
 	// The connection, or the host, whose values come.
 	cur      *track
@@ -54,6 +56,12 @@ type Builder struct {
 	start    pcommon.Timestamp
 	ts       pcommon.Timestamp
 	attrs    pcommon.Map // its attributes, copied into each point
+}
+
+// tuple is what tells the series of one connection from those of another.
+type tuple struct {
+	local, peer netip.AddrPort
+	netns       uint64
 }
 
 // noAttributes are those of the host's series.
@@ -87,6 +95,7 @@ func NewBuilder(cfg Config, res Resource) *Builder {
 		scope:      pcommon.NewInstrumentationScope(),
 		byMetric:   make(map[*processors.Metric]*slot),
 		conn:       make(map[uint64]*track),
+		over:       make(map[tuple]int64),
 	}
 	b.resource.SetSchemaUrl(SchemaURL)
 	res.write(b.resource.Resource().Attributes(), cfg.Resource)
@@ -98,6 +107,7 @@ func NewBuilder(cfg Config, res Resource) *Builder {
 // Begin starts a collection at the given wall time, ns since 1970.
 func (b *Builder) Begin(wall int64) {
 	b.wall = wall
+	clear(b.over)
 	if wall <= b.prev {
 		b.prev = 0 // the clock was set back: nothing can be in order with what came before
 	}
@@ -191,6 +201,11 @@ func (b *Builder) Connection(c *processors.Connection) {
 		// that end the gauges, before this one.
 		at = min(c.StartWall+int64(c.Last-c.First), b.wall-2*endStep)
 		at = max(at, b.prev+endStep)
+		id := tuple{c.Local, c.Peer, c.Netns}
+		if before, ok := b.over[id]; ok {
+			at = max(at, before+2*endStep)
+		}
+		b.over[id] = at
 	}
 	b.times(c.StartWall, at)
 	b.attrs = t.attrs

@@ -285,6 +285,18 @@ func TestPointsOfReusedAddressesNeverShareATime(t *testing.T) {
 	}
 }
 
+func TestManyConnectionsBetweenTheSameEndsInOneCollection(t *testing.T) {
+	b := NewBuilder(DefaultConfig(), testResource)
+	b.Begin(t0 + 10*sec)
+	for i := range uint64(3) {
+		c := conn(i+1, t0+5*sec)
+		c.Ended = i < 2
+		b.Connection(c)
+		b.Int(sCwnd, int64(i))
+	}
+	require.Equal(t, []string{"5s 0", "5.001s end", "5.002s 1", "5.003s end", "10s 2"}, points(t, b.End(), cwnd.Name))
+}
+
 func TestSeriesKeepTheirIdentity(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.Attributes = append(cfg.Attributes, AttrHandshakeRole, AttrCookie)

@@ -77,6 +77,20 @@ func NewOTLP(cfg Config, version string, log *slog.Logger) (*OTLP, error) {
 	return &OTLP{cfg: cfg, log: log, version: version, target: target}, nil
 }
 
+// What the exporters count, of which Stats makes use.
+const (
+	pointsSent   = "otelcol_exporter_sent_metric_points"
+	pointsFailed = "otelcol_exporter_send_failed_metric_points"
+)
+
+// countsOnly spares the exporters the measurements that nobody reads, such as the size of each request.
+func countsOnly(i sdkmetric.Instrument) (sdkmetric.Stream, bool) {
+	if i.Name == pointsSent || i.Name == pointsFailed {
+		return sdkmetric.Stream{Name: i.Name}, true
+	}
+	return sdkmetric.Stream{Aggregation: sdkmetric.AggregationDrop{}}, true
+}
+
 // noHost is the Collector service that is not there: the exporters use no extensions.
 type noHost struct{}
 
@@ -99,7 +113,7 @@ func (s *OTLP) Start(ctx context.Context) error {
 		}
 	}
 	s.reader = sdkmetric.NewManualReader()
-	s.provider = sdkmetric.NewMeterProvider(sdkmetric.WithReader(s.reader))
+	s.provider = sdkmetric.NewMeterProvider(sdkmetric.WithReader(s.reader), sdkmetric.WithView(countsOnly))
 	drop := func(zapcore.Entry) bool { return false }
 	if !s.cfg.Queue.Enabled {
 		// The error is returned to who waits for the delivery.
@@ -315,9 +329,9 @@ func (s *OTLP) Stats() Stats {
 				total += p.Value
 			}
 			switch m.Name {
-			case "otelcol_exporter_sent_metric_points":
+			case pointsSent:
 				st.Sent += total
-			case "otelcol_exporter_send_failed_metric_points":
+			case pointsFailed:
 				st.Failed += total
 			}
 		}
@@ -388,6 +402,9 @@ func (s *OTLP) explain(err error) error {
 	text = strings.TrimPrefix(text, "transport: ")
 	text = strings.TrimPrefix(text, "Error while dialing: ") //nolint:misspell // gRPC's spelling
 	text = strings.TrimPrefix(text, "error exporting items, request to "+s.target.String()+" responded with ")
+	if strings.Contains(text, "readLoopPeekFailLocked") {
+		text = "the endpoint closed the connection" // what net/http says then is not for people
+	}
 	text = strings.Join(strings.Fields(text), " ")
 
 	var hint string
@@ -409,7 +426,7 @@ func (s *OTLP) explain(err error) error {
 		hint = "check the host's name in export.endpoint"
 	case code == codes.Unauthenticated, code == codes.PermissionDenied, has("Status Code 401", "Status Code 403"):
 		hint = "give the credentials that the endpoint wants in export.headers or OTEL_EXPORTER_OTLP_HEADERS"
-	case code == codes.Unimplemented, has("Status Code 404", "Status Code 405", "frame too large", "malformed HTTP", "EOF", "server preface"):
+	case code == codes.Unimplemented, has("Status Code 404", "Status Code 405", "frame too large", "malformed HTTP", "EOF", "server preface", "closed the connection", "reset by peer", "broken pipe"):
 		hint = "is this an OTLP endpoint, and does it speak " + s.cfg.Protocol + "? Otherwise set export.protocol to " + other + ", or mend the path"
 	case code == codes.ResourceExhausted, has("larger than max", "Status Code 413"):
 		hint = "lower export.queue.batch_size, or raise the limit of the endpoint"
@@ -423,7 +440,7 @@ func (s *OTLP) explain(err error) error {
 	}
 	line := &failure{fmt.Sprintf("%s %s: %s", s.cfg.Protocol, s.target, text), err}
 	if hint == "" {
-		return line
+		hint = "check export.endpoint and export.protocol, and what the endpoint's own log says"
 	}
 	return &hinted{line, hint}
 }

@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,6 +37,8 @@ import (
 	_ "google.golang.org/grpc/encoding/gzip" // the server of the test decompresses
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/tcbee/tcbee-export/processors"
 )
 
 // backend is an OTLP server that keeps what it receives.
@@ -48,12 +51,16 @@ type backend struct {
 	got     []pmetric.Metrics
 	headers []map[string][]string
 	encoded []string // content or gRPC encoding
+	forget  bool     // keep nothing
 	fail    []error  // answers of the first requests; nil: accept
 }
 
 func (b *backend) take(md pmetric.Metrics, headers map[string][]string, encoding string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.forget {
+		return nil
+	}
 	b.headers = append(b.headers, headers)
 	b.encoded = append(b.encoded, encoding)
 	if len(b.fail) > 0 {
@@ -123,7 +130,7 @@ func (b *backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // certificate makes a certificate for 127.0.0.1 that is its own authority.
-func certificate(t *testing.T) (tls.Certificate, string) {
+func certificate(t testing.TB) (tls.Certificate, string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
@@ -139,7 +146,7 @@ func certificate(t *testing.T) (tls.Certificate, string) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, path
 }
 
-func newBackend(t *testing.T, protocol string, secure bool) *backend {
+func newBackend(t testing.TB, protocol string, secure bool) *backend {
 	t.Helper()
 	b := &backend{}
 	var cert tls.Certificate
@@ -188,7 +195,7 @@ func batch(n int) pmetric.Metrics {
 	return b.End()
 }
 
-func started(t *testing.T, cfg Config) *OTLP {
+func started(t testing.TB, cfg Config) *OTLP {
 	t.Helper()
 	require.NoError(t, cfg.Validate())
 	s, err := NewOTLP(cfg, "1.2.3", slog.New(slog.DiscardHandler))
@@ -364,13 +371,13 @@ func TestOTLPFailuresTeach(t *testing.T) {
 		},
 		"grpc no answer": {
 			protocol: ProtocolGRPC,
-			set:      func(t *testing.T, c *Config, _ *backend) { c.Endpoint, c.Timeout = silent(t), 200*time.Millisecond },
-			text:     "no answer within 200ms", hint: "export.timeout",
+			set:      func(t *testing.T, c *Config, _ *backend) { c.Endpoint, c.Timeout = silent(t), 500*time.Millisecond },
+			text:     "no answer within 500ms", hint: "export.timeout",
 		},
 		"http no answer": {
 			protocol: ProtocolHTTP,
-			set:      func(t *testing.T, c *Config, _ *backend) { c.Endpoint, c.Timeout = silent(t), 200*time.Millisecond },
-			text:     "no answer within 200ms", hint: "export.timeout",
+			set:      func(t *testing.T, c *Config, _ *backend) { c.Endpoint, c.Timeout = silent(t), 500*time.Millisecond },
+			text:     "no answer within 500ms", hint: "export.timeout",
 		},
 	}
 	for name, tt := range tests {
@@ -474,4 +481,45 @@ func TestOTLPWithoutStart(t *testing.T) {
 	require.Error(t, s.ConsumeMetrics(t.Context(), batch(1)))
 	require.NoError(t, s.Shutdown(t.Context()))
 	require.Zero(t, s.Stats())
+}
+
+// BenchmarkOTLP builds, encodes, sends and receives collections of 10,000 points over loopback; the
+// server's decoding is a part of it.
+func BenchmarkOTLP(b *testing.B) {
+	for _, protocol := range []string{ProtocolGRPC, ProtocolHTTP} {
+		for _, compression := range []string{"none", "gzip"} {
+			b.Run(strings.ReplaceAll(protocol, "/", "-")+"/"+compression, func(b *testing.B) {
+				server := newBackend(b, protocol, false)
+				server.forget = true
+				cfg := DefaultConfig()
+				cfg.Protocol, cfg.Endpoint, cfg.Compression, cfg.Queue.BatchSize = protocol, server.url, compression, 10_000
+				s := started(b, cfg.Synchronous())
+				conns := make([]*processors.Connection, 2000)
+				for i := range conns {
+					conns[i] = conn(uint64(i+1), t0)
+					conns[i].Local = netip.AddrPortFrom(conns[i].Local.Addr(), uint16(i+1000))
+				}
+				build := NewBuilder(cfg, testResource)
+				wall, n := t0, 0
+				b.ReportAllocs()
+				for b.Loop() {
+					wall += 10 * sec
+					build.Begin(wall)
+					for _, c := range conns {
+						build.Connection(c)
+						build.Int(sCwnd, 10)
+						build.Float(sSRTT, 0.02)
+						build.Int(sSegIn, wall)
+						build.Int(sSegOut, wall)
+						build.Float(sBlocked, 1)
+					}
+					md := build.End()
+					n += md.DataPointCount()
+					require.NoError(b, s.ConsumeMetrics(b.Context(), md))
+				}
+				b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "points/s")
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/point")
+			})
+		}
+	}
 }
