@@ -13,6 +13,7 @@ import (
 	"os"
 	"reflect"
 	"runtime/debug"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -108,7 +109,7 @@ func openBadger(o badger.Options) (db *badger.DB, err error) {
 	switch {
 	case err == nil:
 		return db, nil
-	case errors.As(err, &f) && !o.ReadOnly, isNoSpace(err):
+	case errors.As(err, &f) && !o.ReadOnly, isNoSpace(err), strings.Contains(err.Error(), "no space left"): // not all of Badger's errors wrap
 		return nil, fmt.Errorf("%w: %s: %w", ErrFull, o.Dir, err)
 	case errors.Is(err, badger.ErrEncryptionKeyMismatch), errors.Is(err, badger.ErrInvalidDataKeyID) && len(o.EncryptionKey) == 0:
 		if len(o.EncryptionKey) == 0 {

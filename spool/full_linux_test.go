@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -22,6 +23,17 @@ func tmpfs(t *testing.T, bytes int64) string {
 		t.Skip("mounting takes root")
 	}
 	dir := t.TempDir()
+	if kind := os.Getenv("SPOOL_TEST_FS"); kind != "" { // ext4, xfs, btrfs on a loop device
+		image := filepath.Join(t.TempDir(), "image")
+		require.NoError(t, os.WriteFile(image, nil, 0o600))
+		require.NoError(t, os.Truncate(image, max(bytes, 64<<20)))
+		for _, cmd := range [][]string{{"mkfs." + kind, "-q", image}, {"mount", "-o", "loop", image, dir}} {
+			out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput()
+			require.NoError(t, err, "%s", out)
+		}
+		t.Cleanup(func() { _ = exec.Command("umount", "-l", dir).Run() })
+		return dir
+	}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", bytes)); err != nil {
 		t.Skip("no tmpfs:", err)
 	}
