@@ -309,3 +309,21 @@ func TestEncodingIsStable(t *testing.T) {
 	b.Add(in)
 	require.True(t, bytes.Equal(a.Seal(nil), b.Seal(nil)))
 }
+
+// TestShortSegmentAtTheEndOfItsMemory has bite in race builds, where pointers are checked.
+func TestShortSegmentAtTheEndOfItsMemory(t *testing.T) {
+	b, d := NewBuilder(Options{}), NewDecoder()
+	for n := range event.OptionsMax + 1 {
+		e := event.Segment{Header: event.Header{Time: 1}, OptionsLen: uint8(n)}
+		for i := range n {
+			e.Options[i] = byte(n + i)
+		}
+		rec := event.Append(nil, &e)
+		in := make([]byte, len(rec))
+		copy(in, rec)
+		b.Add(in)
+		out, err := d.Decode(nil, b.Seal(nil))
+		require.NoError(t, err)
+		requireSame(t, in, out)
+	}
+}

@@ -8,7 +8,6 @@ import (
 	"hash/crc32"
 	"math/bits"
 	"slices"
-	"unsafe"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -321,8 +320,7 @@ func (b *Builder) segment(e *event.Segment, c *conn, s int) uint64 {
 	syn := int(flags>>1) & 1
 	ti := l.template[syn]
 	t := &b.templates[ti]
-	ow := (*[5]uint64)(unsafe.Pointer(&e.Options))
-	if !t.match(e, ow) {
+	if !t.match(e) {
 		mask |= hasTemplate
 		ti = b.opts.find(b, e)
 		t = &b.templates[ti]

@@ -64,7 +64,6 @@ type flow struct {
 	kind           int
 	gap            uint64 // bulk: time between bursts
 	s              event.Sample
-	lossAt         uint64
 	sacked         uint32 // peer's SACK right edge above sndUna, 0 none
 	sackLeft       uint32
 }

@@ -111,34 +111,20 @@ func settle(phase, time uint64, ts uint32, fresh bool) uint64 {
 // miscOf returns IPOff, VLAN, VLANInner, TOS and TTL as they lie in memory.
 func miscOf(e *event.Segment) uint64 { return *(*uint64)(unsafe.Pointer(&e.IPOff)) }
 
+// optionWord returns the eight option bytes from 8*i on, which the record must have.
+func optionWord(e *event.Segment, i int) uint64 {
+	return *(*uint64)(unsafe.Add(unsafe.Pointer(&e.Options), 8*i))
+}
+
 // match tells whether e's options are of this template.
-func (t *template) match(e *event.Segment, w *[5]uint64) bool {
+func (t *template) match(e *event.Segment) bool {
 	if t.n != e.OptionsLen {
 		return false
 	}
-	switch (t.n + 7) / 8 {
-	case 5:
-		if (w[4]^t.word[4])&t.mask[4] != 0 {
+	for i := range int(t.n+7) / 8 {
+		if (optionWord(e, i)^t.word[i])&t.mask[i] != 0 {
 			return false
 		}
-		fallthrough
-	case 4:
-		if (w[3]^t.word[3])&t.mask[3] != 0 {
-			return false
-		}
-		fallthrough
-	case 3:
-		if (w[2]^t.word[2])&t.mask[2] != 0 {
-			return false
-		}
-		fallthrough
-	case 2:
-		if (w[1]^t.word[1])&t.mask[1] != 0 {
-			return false
-		}
-		fallthrough
-	case 1:
-		return (w[0]^t.word[0])&t.mask[0] == 0
 	}
 	return true
 }
