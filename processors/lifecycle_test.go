@@ -214,3 +214,23 @@ func TestHandshakeWithRepeatedSynIsMeasuredFromTheFirst(t *testing.T) {
 	e.state(event.SynSent, event.Established)
 	require.InDelta(t, 1.020, s.flow().Handshake, 0.0001)
 }
+
+func TestLifeBySamplesAlone(t *testing.T) {
+	s := newStream(t, DefaultConfig())
+	e := s.end(client, server)
+	e.cookie = 1
+	e.sample(event.HookTransmit, func(m *event.Sample) { m.State, m.RTT = event.SynSent, 0 })
+	s.wait(20 * ms)
+	e.sample(event.HookTransmit, func(m *event.Sample) { m.BytesAcked = 1 })
+	f := s.flow()
+	require.Equal(t, RoleClient, f.Role)
+	require.True(t, f.Opened)
+	require.InDelta(t, 0.020, f.Handshake, 0.0001)
+	e.sample(event.HookTransmit, func(m *event.Sample) { m.State, m.BytesAcked = event.FinWait1, 101 })
+	e.sample(event.HookDestroySock, func(m *event.Sample) {
+		m.State, m.BytesAcked, m.SndUna, m.WriteSeq = event.Closed, 102, 9, 9
+	})
+	f = s.flow()
+	require.Equal(t, EndClosed, f.End)
+	require.Equal(t, uint64(100), f.GoodputOut)
+}

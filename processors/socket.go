@@ -21,9 +21,16 @@ func (t *Table) sample(h *event.Header) {
 		return
 	}
 	if h.Hook == event.HookDestroySock && c.socket && c.Closed == 0 {
-		t.close(c, EndUnknown) // the event that told how was lost
+		end := EndUnknown // the event that told how was lost
+		if !t.stated && c.finished(s) {
+			end = EndClosed
+		}
+		t.close(c, end)
 	}
 	if c.Closed == 0 && !last && s.State != c.State && s.State != 0 {
+		if s.State == event.SynSent && c.Established == 0 && c.syn == 0 {
+			c.Role, c.Opened, c.syn = RoleClient, true, h.Time
+		}
 		if c.Established == 0 && s.State == event.Established && c.half() {
 			t.established(c)
 		} else {
@@ -32,6 +39,16 @@ func (t *Table) sample(h *event.Header) {
 		}
 	}
 	t.deliver(c, h)
+}
+
+// finished reports whether the socket's FIN was acknowledged: by the state that it was in
+// before its last sample.
+func (c *conn) finished(last *event.Sample) bool {
+	switch c.State {
+	case event.FinWait1, event.FinWait2, event.Closing, event.LastAck, event.TimeWait:
+		return last.SndUna == last.WriteSeq
+	}
+	return false
 }
 
 // incident takes something that happened.

@@ -182,10 +182,7 @@ func (e *end) accept(peerISN, isn uint32) {
 }
 
 // text is an Emitter that writes what it is told.
-type text struct {
-	strings.Builder
-	in string
-}
+type text struct{ strings.Builder }
 
 func (w *text) Host(h *Host) {
 	fmt.Fprintf(w, "host since %s\n", time.Unix(0, h.StartWall).UTC().Format("15:04:05.000000"))
