@@ -7,6 +7,7 @@ package bpf
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -14,6 +15,8 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -55,48 +58,92 @@ func benchConfig() Config {
 	return cfg
 }
 
-// BenchmarkKernelPacket measures what recording a packet costs in the kernel: the program with
-// output, less the same without, less the writing of the packets.
+// BenchmarkKernelPacket measures what recording a packet costs in the kernel: ns/event is the
+// program with output less the writing of the packets, ns/output what is left of it
+// without parsing and clock.
 func BenchmarkKernelPacket(b *testing.B) {
 	requireBPF(b)
-	for name, flows := range map[string]int{"flows=16": 16, "flows=256": 256, "flows=4096": 4096} {
-		b.Run(name, func(b *testing.B) {
+	for _, flows := range []int{16, 256, 4096} {
+		b.Run(fmt.Sprintf("flows=%d", flows), func(b *testing.B) {
 			c, err := Open(b.Context(), benchConfig(), quiet())
 			require.NoError(b, err)
 			defer func() { require.NoError(b, c.Close()) }()
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
-			only := perPacket(b, c, flows, generateOnly)
-			parse := perPacket(b, c, flows, generateParse)
-			b.ResetTimer()
-			record := perPacket(b, c, flows, generateRecord)
+			only := runs(b, c, programsProgGenerate, flows, generateOnly, programsTuple{}, false)
+			parse := runs(b, c, programsProgGenerate, flows, generateParse, programsTuple{}, false)
+			record := runs(b, c, programsProgGenerate, flows, generateRecord, programsTuple{}, true)
 			b.ReportMetric(record-only, "ns/event")
 			b.ReportMetric(record-parse, "ns/output")
-			b.ReportMetric(parse-only, "ns/parse")
 			b.ReportMetric(only, "ns/generate")
 			b.ReportMetric(1e9/(record-only), "events/s")
 		})
 	}
 }
 
-// perPacket returns the median time of a run, with the ring drained meanwhile.
-func perPacket(b *testing.B, c *Capture, flows int, mode uint32) float64 {
-	b.Helper()
-	g, err := c.obj.generator(programsProgGenerate, flows, mode, programsTuple{})
+// BenchmarkKernelPacketAlone is the same with one ring record for each packet and the default
+// wake-up, while a reader waits for them: what gathering is compared with.
+func BenchmarkKernelPacketAlone(b *testing.B) {
+	requireBPF(b)
+	c, err := Open(b.Context(), benchConfig(), quiet())
+	require.NoError(b, err)
+	defer func() { require.NoError(b, c.Close()) }()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	parse := runs(b, c, programsProgGenerate, 256, generateParse, programsTuple{}, false)
+	gathered := runs(b, c, programsProgGenerate, 256, generateRecord, programsTuple{}, false)
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	require.NoError(b, err)
+	defer func() { require.NoError(b, unix.Close(epoll)) }()
+	require.NoError(b, unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, c.ring.fd, &unix.EpollEvent{Events: unix.EPOLLIN}))
+	var stop atomic.Bool
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		var events [1]unix.EpollEvent
+		for !stop.Load() {
+			_, _ = unix.EpollWait(epoll, events[:], 10)
+			drain(c)
+		}
+	})
+	g, err := c.obj.generator(programsProgGenerate, 256, generateSingle, programsTuple{})
 	require.NoError(b, err)
 	defer g.Close()
-	return median(b, c, g, 1)
+	var costs []float64
+	for b.Loop() {
+		d, err := g.cost(60_000)
+		require.NoError(b, err)
+		costs = append(costs, float64(d.Nanoseconds()))
+	}
+	stop.Store(true)
+	wait.Wait()
+	slices.Sort(costs)
+	alone := costs[len(costs)/2]
+	b.ReportMetric(alone-parse, "ns/output")
+	b.ReportMetric((alone-parse)/(gathered-parse), "times-gathered")
 }
 
-func median(b *testing.B, c *Capture, g *Generator, per int) float64 {
+// runs returns the median time of a run of a generating program, with the ring drained in
+// between: of the benchmark's iterations if loop is set, else of a few.
+func runs(b *testing.B, c *Capture, name string, flows int, mode uint32, socket programsTuple, loop bool) float64 {
 	b.Helper()
+	g, err := c.obj.generator(name, flows, mode, socket)
+	require.NoError(b, err)
+	defer g.Close()
 	var costs []float64
-	for range 9 {
+	once := func() {
 		drain(c)
-		const n = 60_000
-		d, err := g.cost(n / per)
+		d, err := g.cost(20_000)
 		require.NoError(b, err)
-		costs = append(costs, float64(d.Nanoseconds())/float64(per))
+		costs = append(costs, float64(d.Nanoseconds()))
+	}
+	if loop {
+		for b.Loop() {
+			once()
+		}
+	} else {
+		for range 15 {
+			once()
+		}
 	}
 	slices.Sort(costs)
 	return costs[len(costs)/2]
@@ -130,18 +177,16 @@ func BenchmarkKernelSample(b *testing.B) {
 
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cost := func(mode uint32) float64 {
-		g, err := c.obj.generator(programsProgGenerateSamples, 1, mode, tuple)
-		require.NoError(b, err)
-		defer g.Close()
-		ret, _, err := g.prog.Test(g.frame)
-		require.NoError(b, err)
-		require.EqualValues(b, 1<<32-1, ret, "the socket was not found")
-		return median(b, c, g, 8)
-	}
-	find := cost(0)
-	clocked := cost(1)
-	full := cost(2)
+	g, err := c.obj.generator(programsProgGenerateSamples, 1, generateOnly, tuple)
+	require.NoError(b, err)
+	ret, _, err := g.prog.Test(g.frame)
+	g.Close()
+	require.NoError(b, err)
+	require.EqualValues(b, 1<<32-1, ret, "the socket was not found")
+	const each = 8 // SAMPLES in generate.h
+	find := runs(b, c, programsProgGenerateSamples, 1, generateOnly, tuple, false) / each
+	clocked := runs(b, c, programsProgGenerateSamples, 1, generateParse, tuple, false) / each
+	full := runs(b, c, programsProgGenerateSamples, 1, generateRecord, tuple, true) / each
 	b.ReportMetric(full-find, "ns/event")
 	b.ReportMetric(full-clocked, "ns/output")
 	b.ReportMetric(find, "ns/find")

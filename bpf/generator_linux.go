@@ -36,6 +36,7 @@ const (
 	generateOnly   = 0 // nothing
 	generateParse  = 1 // parse them and read the clock
 	generateRecord = 2 // record them
+	generateSingle = 3 // record them, each with a ring record of its own and the default wake-up
 )
 
 // generatorFrame is the length of struct frame, generatorTail some payload.
