@@ -97,8 +97,12 @@ func (t *Table) cookie(c *conn, s *event.Segment, syn, reversed bool) {
 func (t *Table) greeted(c *conn, d int, s *event.Segment, ack bool) {
 	own := &c.sides[d]
 	if own.syn {
-		if own.isn == s.Seq && t.ev.Counted && !ack {
+		switch {
+		case own.isn == s.Seq && t.ev.Counted && !ack:
 			c.synRetry = true
+		case own.isn != s.Seq && ack && c.Established == 0:
+			// SYN cookies: a SYN-ACK that is sent again can have another number.
+			own.isn, own.nxt = s.Seq, s.Seq+1+s.PayloadLen
 		}
 		return
 	}

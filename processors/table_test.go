@@ -77,3 +77,21 @@ func TestGoodputBySocketAlone(t *testing.T) {
 	})
 	require.Equal(t, uint64(150), s.flow().GoodputOut)
 }
+
+func TestSynCookieThatChangesIsTheSameConnection(t *testing.T) {
+	s := newStream(t, DefaultConfig())
+	e := s.end(server, client)
+	e.in("S", 1000, 0, 0)
+	e.out("S.", 4_000_000_000, 1001, 0) // lost
+	s.wait(second)
+	e.in("S", 1000, 0, 0)
+	e.out("S.", 5000, 1001, 0) // another cookie
+	e.in(".", 1001, 5001, 0)
+	e.out("P.", 5001, 1001, 300)
+	e.in(".", 1001, 5301, 0)
+	f := s.flow()
+	require.Equal(t, uint64(300), f.GoodputOut)
+	require.Equal(t, uint64(300), f.BytesOut)
+	require.Equal(t, "established", f.State)
+	require.InDelta(t, 1, f.Handshake, 0.001)
+}
