@@ -125,6 +125,7 @@ const (
 	programsVarCfgFlows             = "cfg_flows"
 	programsVarCfgGenerate          = "cfg_generate"
 	programsVarCfgHz                = "cfg_hz"
+	programsVarCfgKfreeSock         = "cfg_kfree_sock"
 	programsVarCfgLinkNetns         = "cfg_link_netns"
 	programsVarCfgNetns             = "cfg_netns"
 	programsVarCfgPackets           = "cfg_packets"
@@ -231,6 +232,7 @@ type programsVariableSpecs struct {
 	CfgFlows         *ebpf.VariableSpec `ebpf:"cfg_flows"`
 	CfgGenerate      *ebpf.VariableSpec `ebpf:"cfg_generate"`
 	CfgHz            *ebpf.VariableSpec `ebpf:"cfg_hz"`
+	CfgKfreeSock     *ebpf.VariableSpec `ebpf:"cfg_kfree_sock"`
 	CfgLinkNetns     *ebpf.VariableSpec `ebpf:"cfg_link_netns"`
 	CfgNetns         *ebpf.VariableSpec `ebpf:"cfg_netns"`
 	CfgPackets       *ebpf.VariableSpec `ebpf:"cfg_packets"`
@@ -303,6 +305,7 @@ type programsVariables struct {
 	CfgFlows         *ebpf.Variable `ebpf:"cfg_flows"`
 	CfgGenerate      *ebpf.Variable `ebpf:"cfg_generate"`
 	CfgHz            *ebpf.Variable `ebpf:"cfg_hz"`
+	CfgKfreeSock     *ebpf.Variable `ebpf:"cfg_kfree_sock"`
 	CfgLinkNetns     *ebpf.Variable `ebpf:"cfg_link_netns"`
 	CfgNetns         *ebpf.Variable `ebpf:"cfg_netns"`
 	CfgPackets       *ebpf.Variable `ebpf:"cfg_packets"`

@@ -115,6 +115,7 @@ func loadObject(cfg Config, set settings) (*object, error) {
 		programsVarCfgChecksum:      flag(cfg.Packets.Checksum),
 		programsVarCfgTransmit:      flag(wantsTransmit(cfg)),
 		programsVarCfgRetransmitErr: flag(tracepointArgs(cache, "tcp_retransmit_skb") > 2),
+		programsVarCfgKfreeSock:     flag(tracepointArgs(cache, "kfree_skb") > 3),
 		programsVarCfgResetReason:   flag(tracepointArgs(cache, "tcp_send_reset") > 2),
 		programsVarCfgFilter:        cfg.Filter.flags(),
 		programsVarCfgSample:        uint32(cfg.Filter.Sample),

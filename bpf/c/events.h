@@ -7,6 +7,7 @@
 
 const volatile __u8 cfg_retransmit_err = 0; /* tp_btf/tcp_retransmit_skb has the argument err (6.13) */
 const volatile __u8 cfg_reset_reason = 0;   /* tp_btf/tcp_send_reset has the argument reason (6.10) */
+const volatile __u8 cfg_kfree_sock = 0;     /* tp_btf/kfree_skb has the argument rx_sk (6.11) */
 
 /* Begins an incident about sk, a TCP socket; NULL if it is not to be recorded. */
 static __always_inline struct tcb_incident *incident(struct slot **slot, __u32 hook, __u32 dir, struct sock *sk,
@@ -318,17 +319,39 @@ __noinline int read_headers(__u64 address, struct headers *h)
 	return 0;
 }
 
-/* The namespace of the device that an skb is on, 0 if it has none. */
+/* The cookie of a namespace whose address is known, 0 if it cannot be read. */
+static __always_inline __u64 net_cookie(struct net *net)
+{
+	__u64 cookie = 0;
+
+	if (net)
+		bpf_probe_read_kernel(&cookie, sizeof(cookie), &net->net_cookie);
+	return cookie;
+}
+
+static __always_inline __u64 netns_of_sock(struct sock *sk)
+{
+	struct net *net = NULL;
+
+	if (sk)
+		bpf_probe_read_kernel(&net, sizeof(net), &sk->__sk_common.skc_net.net);
+	return net_cookie(net);
+}
+
+/* The namespace of the device that an skb is on, else of its socket, 0 if it has neither. */
 static __always_inline __u64 netns_of(__u64 address)
 {
 	struct sk_buff *skb = (struct sk_buff *)address;
 	struct net_device *dev = NULL;
+	struct sock *sk = NULL;
 	struct net *net = NULL;
 	__u64 cookie = 0;
 
 	if (!bpf_probe_read_kernel(&dev, sizeof(dev), &skb->dev) && dev &&
-	    !bpf_probe_read_kernel(&net, sizeof(net), &dev->nd_net.net) && net)
-		bpf_probe_read_kernel(&cookie, sizeof(cookie), &net->net_cookie);
+	    !bpf_probe_read_kernel(&net, sizeof(net), &dev->nd_net.net))
+		cookie = net_cookie(net);
+	if (!cookie && !bpf_probe_read_kernel(&sk, sizeof(sk), &skb->sk))
+		cookie = netns_of_sock(sk);
 	return cookie;
 }
 
@@ -367,17 +390,13 @@ int tcp_send_reset(__u64 *ctx)
 
 	if (any)
 		sk = (struct sock *)bpf_skc_to_tcp_sock(any);
+	if (sk && sk->__sk_common.skc_state == TCP_LISTEN)
+		sk = NULL; /* a listener is not the connection */
 	if (sk) {
 		r = incident(&s, TCB_HOOK_SEND_RESET, TCB_DIR_OUT, sk, NULL);
 		if (!r)
 			return 0;
 		r->old_state = r->new_state = sk->__sk_common.skc_state;
-		/* A listener's own addresses are not the connection's. */
-		if (r->old_state == TCP_LISTEN) {
-			read_headers(argument(ctx, 1), &h);
-			if (h.family)
-				fill_headers(r, &h, 0);
-		}
 	} else {
 		read_headers(argument(ctx, 1), &h);
 		if (!h.family)
@@ -423,6 +442,7 @@ int kfree_skb(__u64 *ctx)
 	struct sk_buff *skb = (struct sk_buff *)ctx[0];
 	struct tcb_incident *r;
 	struct headers h = {};
+	__u64 netns = 0;
 	struct slot *s;
 	int out;
 
@@ -431,8 +451,13 @@ int kfree_skb(__u64 *ctx)
 	read_headers(argument(ctx, 0), &h);
 	if (!h.family)
 		return 0;
-	out = skb->sk != NULL; /* a packet has its sender's socket as long as it goes out */
-	r = bare_incident(&s, TCB_HOOK_KFREE_SKB, out ? TCB_DIR_OUT : TCB_DIR_IN, netns_of(argument(ctx, 0)));
+	/* What came in has an interface to tell; a socket it may have, too. */
+	out = skb->sk && !skb->skb_iif;
+	if (cfg_kfree_sock)
+		netns = netns_of_sock((struct sock *)argument(ctx, 3));
+	if (!netns)
+		netns = netns_of(argument(ctx, 0));
+	r = bare_incident(&s, TCB_HOOK_KFREE_SKB, out ? TCB_DIR_OUT : TCB_DIR_IN, netns);
 	if (!r)
 		return 0;
 	fill_headers(r, &h, out);

@@ -230,13 +230,11 @@ struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;
 	char cb[48];
-	unsigned int len;
-	unsigned int data_len;
+	int skb_iif;
 	__be16 protocol;
 	__u16 transport_header;
 	__u16 network_header;
 	unsigned char *head;
-	unsigned char *data;
 };
 
 struct bpf_iter_meta {

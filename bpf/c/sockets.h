@@ -315,7 +315,7 @@ static __always_inline void fill_sample(struct tcb_sample *r, struct tcp_sock *t
 		r->snd_wscale = BITS(tp, rx_opt.snd_wscale);
 		r->rcv_wscale = BITS(tp, rx_opt.rcv_wscale);
 	}
-	v = tp->ecn_flags;
+	v = BITS(tp, ecn_flags);
 	if (v & 0x11) /* classic ECN or AccECN was negotiated */
 		options |= 8;
 	if (v & 8)
