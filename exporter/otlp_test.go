@@ -143,8 +143,14 @@ func certificate(t testing.TB) (tls.Certificate, string) {
 	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "ca.pem")
 	require.NoError(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	raw, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(keyOf(path), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}), 0o600))
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, path
 }
+
+// keyOf is the file of the key that belongs to a certificate's.
+func keyOf(certFile string) string { return strings.TrimSuffix(certFile, ".pem") + ".key" }
 
 func newBackend(t testing.TB, protocol string, secure bool) *backend {
 	t.Helper()
@@ -247,6 +253,30 @@ func TestOTLPDelivers(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestOTLPClientCertificate(t *testing.T) {
+	cert, file := certificate(t) // serves both sides
+	pool := x509.NewCertPool()
+	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	require.NoError(t, err)
+	pool.AddCert(leaf)
+	b := &backend{}
+	s := httptest.NewUnstartedServer(b)
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	s.TLS = &tls.Config{
+		Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12,
+		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool,
+	}
+	s.StartTLS()
+	defer s.Close()
+
+	cfg := DefaultConfig()
+	cfg.Protocol, cfg.Endpoint, cfg.TLS.CAFile = ProtocolHTTP, s.URL, file
+	require.ErrorContains(t, started(t, cfg.Synchronous()).ConsumeMetrics(t.Context(), batch(1)), "certificate")
+	cfg.TLS.CertFile, cfg.TLS.KeyFile = file, keyOf(file)
+	require.NoError(t, started(t, cfg.Synchronous()).ConsumeMetrics(t.Context(), batch(1)))
+	require.Len(t, b.requests(), 1)
 }
 
 func TestOTLPSplitsLargeCollectionsInOrder(t *testing.T) {
