@@ -355,7 +355,7 @@ func (b *Builder) segment(e *event.Segment, c *conn, s int) uint64 {
 		mask |= uint64(mode) << ecrShift
 		l.tsval, l.tsecr = tsval, tsecr
 	}
-	if t.nsck != 0 {
+	if t.blocks != 0 {
 		b.sack(e, t, l)
 	}
 	if want := l.overhead + uint32(e.IPLen) + uint32(e.TCPLen) + e.PayloadLen; e.WireLen != want {
@@ -395,7 +395,7 @@ func (b *Builder) sack(e *event.Segment, t *template, l *lane) {
 	var code uint64
 	p := e.Options[t.sack:]
 	last := l.sack
-	for i := range int(t.nsck) {
+	for i := range int(t.blocks) {
 		left, right := binary.BigEndian.Uint32(p[8*i:]), binary.BigEndian.Uint32(p[8*i+4:])
 		switch {
 		case left == last[i][0] && right == last[i][1]:

@@ -56,22 +56,17 @@ func token(x uint64) (tok uint8, n uint, low uint64) {
 }
 
 // tokenBase and tokenBits invert token.
-var (
-	tokenBase [256]uint64
-	tokenBits [256]uint8
-)
-
-func init() {
+var tokenBase, tokenBits = func() (base [256]uint64, n [256]uint8) {
 	for t := range 256 {
 		if t < 16 {
-			tokenBase[t] = uint64(t)
+			base[t] = uint64(t)
 			continue
 		}
-		top := uint(t-16)/4 + 4
-		tokenBase[t] = (4 | uint64(t-16)%4) << (top - 2)
-		tokenBits[t] = uint8(top - 2)
+		n[t] = uint8((t-16)/4 + 2)
+		base[t] = (4 | uint64(t-16)%4) << n[t]
 	}
-}
+	return base, n
+}()
 
 // sectionWriter encodes sections. It keeps its buffers for the next one.
 type sectionWriter struct {

@@ -338,7 +338,7 @@ func (d *Decoder) segment(e *event.Segment, c *conn, s int, shape uint64) int {
 		binary.BigEndian.PutUint32(e.Options[t.ts+4:], tsecr)
 		l.tsval, l.tsecr = tsval, tsecr
 	}
-	if t.nsck != 0 {
+	if t.blocks != 0 {
 		d.sack(e, t, l)
 	}
 	e.Urgent, e.Checksum = l.urgent, 0
@@ -391,7 +391,7 @@ func (d *Decoder) sack(e *event.Segment, t *template, l *lane) {
 	code := d.take(colSackCode)
 	p := e.Options[t.sack:]
 	last := l.sack
-	for i := range int(t.nsck) {
+	for i := range int(t.blocks) {
 		x := last[i]
 		switch code >> (2 * i) & 3 {
 		case sackGrown:

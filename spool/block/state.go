@@ -89,18 +89,18 @@ type lane struct {
 
 // template is a layout of TCP options: their bytes with timestamps and SACK edges zeroed.
 type template struct {
-	word [5]uint64
-	mask [5]uint64
-	n    uint8 // bytes
-	ts   int8  // offset of TSval, -1 none
-	sack int8  // offset of the first SACK edge, -1 none
-	nsck uint8 // SACK blocks
+	word   [5]uint64
+	mask   [5]uint64
+	n      uint8 // bytes
+	ts     int8  // offset of TSval, -1 none
+	sack   int8  // offset of the first SACK edge, -1 none
+	blocks uint8 // SACK blocks
 }
 
 // layout finds the timestamp and the SACK blocks in the n option bytes of o and sets the
 // other fields of t. o is not zeroed.
 func (t *template) layout(o *[event.OptionsMax]byte, n int) {
-	t.n, t.ts, t.sack, t.nsck = uint8(n), -1, -1, 0
+	t.n, t.ts, t.sack, t.blocks = uint8(n), -1, -1, 0
 	var m [event.OptionsMax]byte
 	for i := range n {
 		m[i] = 0xff
@@ -124,7 +124,7 @@ func (t *template) layout(o *[event.OptionsMax]byte, n int) {
 			clear(m[i+2 : i+10])
 		case o[i] == 5 && l > 2 && l <= 34 && (l-2)%8 == 0 && t.sack < 0:
 			t.sack = int8(i + 2)
-			t.nsck = uint8((l - 2) / 8)
+			t.blocks = uint8((l - 2) / 8)
 			clear(m[i+2 : i+l])
 		}
 		i += l
