@@ -7,6 +7,7 @@ package netlab
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net"
 
@@ -14,6 +15,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Loss tells which packets a router drops. Only packets with payload are dropped, so that
@@ -56,11 +59,12 @@ const (
 	offTCPBytes
 )
 
-// Counter is a tcx program that counts the packets at a device: a truth that is
+// Counter is a tcx (before Linux 6.6: clsact) program that counts the packets at a device: a truth that is
 // independent of what it is compared with. It returns TCX_NEXT and leaves packets as they are,
 // except those that it was told to drop.
 type Counter struct {
 	in, out *counted
+	n       *Namespace // of the device
 }
 
 // One attached program with its maps.
@@ -68,7 +72,7 @@ type counted struct {
 	counts *ebpf.Map // array, one value: Count
 	drops  *ebpf.Map // hash: number of a data packet
 	prog   *ebpf.Program
-	link   link.Link
+	link   io.Closer // a link.Link or a clsact
 }
 
 type directions struct{ ingress, egress bool }
@@ -88,6 +92,7 @@ func (l *Lab) count(n *Namespace, device string, d directions, loss Loss) (*Coun
 	if err != nil {
 		return nil, fmt.Errorf("count packets of %s in namespace %s: %w", device, n.Label, err)
 	}
+	c.n = n
 	l.counters = append(l.counters, c)
 	return c, nil
 }
@@ -112,7 +117,10 @@ func newCounter(device string, d directions, loss Loss) (*Counter, error) {
 		}
 		p := &counted{}
 		*w.to = p
-		if err := p.open(ifi.Index, w.attach, loss); err != nil {
+		if err := p.load(loss); err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+		if p.link, err = attach(ifi.Index, p.prog, w.attach); err != nil {
 			return nil, errors.Join(err, c.Close())
 		}
 	}
@@ -122,7 +130,7 @@ func newCounter(device string, d directions, loss Loss) (*Counter, error) {
 // dropsMax is how many single packets a counter can be told to drop.
 const dropsMax = 4096
 
-func (p *counted) open(ifindex int, attach ebpf.AttachType, loss Loss) (err error) {
+func (p *counted) load(loss Loss) (err error) {
 	p.counts, err = ebpf.NewMap(&ebpf.MapSpec{
 		Name: "lab_counts", Type: ebpf.Array, KeySize: 4, ValueSize: 8 * countWords, MaxEntries: 1,
 	})
@@ -144,12 +152,67 @@ func (p *counted) open(ifindex int, attach ebpf.AttachType, loss Loss) (err erro
 		Name: "lab_count", Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
 		Instructions: countProgram(p.counts.FD(), p.drops.FD(), loss.OneIn),
 	})
-	if err != nil {
-		return err
+	return err
+}
+
+// attach puts a program at a device of the namespace that the thread is in.
+func attach(ifindex int, prog *ebpf.Program, where ebpf.AttachType) (io.Closer, error) {
+	l, tcx := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: where})
+	if tcx == nil {
+		return l, nil
 	}
-	p.link, err = link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: p.prog, Attach: attach})
+	if !errors.Is(tcx, ebpf.ErrNotSupported) && !errors.Is(tcx, unix.EINVAL) {
+		return nil, fmt.Errorf("attach to tcx: %w", tcx)
+	}
+	c, err := attachClsact(ifindex, prog, where)
 	if err != nil {
-		return fmt.Errorf("attach to tcx: %w", err)
+		return nil, fmt.Errorf("attach to tcx: %w, and to clsact: %w", tcx, err)
+	}
+	return c, nil
+}
+
+// Where a counter stands among the filters of a clsact qdisc; others choose other places.
+const (
+	clsactPriority = 7077
+	clsactHandle   = 0x77
+)
+
+// clsact is a program at the clsact qdisc of a device: what there is before Linux 6.6. Nothing
+// of it holds the program after the namespace is gone.
+type clsact struct {
+	filter netlink.BpfFilter
+}
+
+func attachClsact(ifindex int, prog *ebpf.Program, where ebpf.AttachType) (io.Closer, error) {
+	qdisc := netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{
+			LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+		},
+		QdiscType: "clsact",
+	}
+	if err := netlink.QdiscAdd(&qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("qdisc: %w", err)
+	}
+	parent := uint32(netlink.HANDLE_MIN_INGRESS)
+	if where == ebpf.AttachTCXEgress {
+		parent = netlink.HANDLE_MIN_EGRESS
+	}
+	c := &clsact{netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: ifindex, Parent: parent, Handle: clsactHandle, Protocol: unix.ETH_P_ALL, Priority: clsactPriority,
+		},
+		Fd: prog.FD(), Name: "lab_count", DirectAction: true,
+	}}
+	if err := netlink.FilterAdd(&c.filter); err != nil {
+		return nil, fmt.Errorf("filter: %w", err)
+	}
+	return c, nil
+}
+
+// Close removes the filter; the caller's thread must be in the device's namespace.
+func (c *clsact) Close() error {
+	if err := netlink.FilterDel(&c.filter); err != nil {
+		return fmt.Errorf("remove clsact filter: %w", err)
 	}
 	return nil
 }
@@ -300,6 +363,15 @@ func (c *Counter) Drop(nth ...uint64) error {
 
 // Close detaches the programs. The lab does it too.
 func (c *Counter) Close() error {
+	if c.n == nil { // still being made, or closed
+		return c.close()
+	}
+	n := c.n
+	c.n = nil // nothing is left to be closed a second time
+	return n.Do(c.close)
+}
+
+func (c *Counter) close() error {
 	var errs []error
 	for _, p := range []*counted{c.in, c.out} {
 		if p == nil {

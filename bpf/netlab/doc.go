@@ -24,5 +24,5 @@
 // [Info] (TCP_INFO).
 //
 // The package builds on Linux only, apart from this page. It needs CAP_SYS_ADMIN (to make
-// namespaces), CAP_NET_ADMIN and CAP_BPF, and a kernel with tcx (6.6).
+// namespaces), CAP_NET_ADMIN and CAP_BPF, and a kernel with tcx (6.6) or clsact.
 package netlab

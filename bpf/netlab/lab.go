@@ -66,7 +66,7 @@ func (e *SetupError) Hint() string {
 	case errors.Is(e.Err, fs.ErrPermission):
 		return "needs CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_BPF: run as root"
 	case errors.Is(e.Err, unix.EOPNOTSUPP), errors.Is(e.Err, unix.EINVAL), errors.Is(e.Err, unix.ENOENT):
-		return "needs network namespaces, veth, tbf and tcx (Linux 6.6) in the kernel"
+		return "needs network namespaces, veth, tbf and tcx or clsact in the kernel"
 	}
 	return ""
 }

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
@@ -296,6 +297,40 @@ func TestCloseEndsEverything(t *testing.T) {
 	require.Equal(t, -1, prog.FD())
 	_, err := l.ToB.In()
 	require.Error(t, err)
+}
+
+func TestCounterWorksWithClsact(t *testing.T) {
+	ctx := bounded(t)
+	l := ForTest(t, Options{NoOffload: true})
+	tcx, err := l.Count(l.A, l.A.Interface)
+	require.NoError(t, err)
+	c := &Counter{in: &counted{}, out: &counted{}, n: l.A}
+	require.NoError(t, l.A.Do(func() error {
+		ifi, err := net.InterfaceByName(l.A.Interface)
+		if err != nil {
+			return err
+		}
+		for p, where := range map[*counted]ebpf.AttachType{c.in: ebpf.AttachTCXIngress, c.out: ebpf.AttachTCXEgress} {
+			err = errors.Join(err, p.load(Loss{}))
+			if err == nil {
+				p.link, err = attachClsact(ifi.Index, p.prog, where)
+			}
+		}
+		return err
+	}))
+	_, err = l.Transfer(ctx, Transfer{Bytes: 1 << 20})
+	require.NoError(t, err)
+	require.NoError(t, l.A.Quiet(ctx))
+	for _, of := range []func(*Counter) (Count, error){(*Counter).In, (*Counter).Out} {
+		want, err := of(tcx)
+		require.NoError(t, err)
+		got, err := of(c)
+		require.NoError(t, err)
+		require.Positive(t, got.TCP)
+		require.Equal(t, want, got)
+	}
+	require.NoError(t, c.Close())
+	require.NoError(t, c.Close(), "twice")
 }
 
 func TestParseSNMP(t *testing.T) {
