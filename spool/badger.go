@@ -109,19 +109,22 @@ func openBadger(o badger.Options) (db *badger.DB, err error) {
 	switch {
 	case err == nil:
 		return db, nil
-	case errors.As(err, &f) && !o.ReadOnly, isNoSpace(err), strings.Contains(err.Error(), "no space left"): // not all of Badger's errors wrap
+	case errors.As(err, &f) && !o.ReadOnly, isNoSpace(err), says(err, "no space left"):
 		return nil, fmt.Errorf("%w: %s: %w", ErrFull, o.Dir, err)
-	case errors.Is(err, badger.ErrEncryptionKeyMismatch), errors.Is(err, badger.ErrInvalidDataKeyID) && len(o.EncryptionKey) == 0:
+	case says(err, badger.ErrEncryptionKeyMismatch.Error()):
 		if len(o.EncryptionKey) == 0 {
 			return nil, withHint(fmt.Errorf("%w: %s is encrypted", ErrKey, o.Dir), "give the key by spool.encryption.key_file or spool.encryption.key_env")
 		}
 		return nil, withHint(fmt.Errorf("%w: the key does not open %s", ErrKey, o.Dir), "check spool.encryption: the spool may have another key, or none")
-	case errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, fs.ErrPermission), says(err, "permission denied"):
 		return nil, withHint(fmt.Errorf("%s: %w", o.Dir, err), "read it as its owner or as root: sudo")
 	default:
 		return nil, fmt.Errorf("%s: %w", o.Dir, err)
 	}
 }
+
+// says looks into the text of an error: most of Badger's do not wrap their cause.
+func says(err error, text string) bool { return strings.Contains(err.Error(), text) }
 
 // errDamaged is what is known of a value that Badger cannot read.
 var errDamaged = errors.New("damaged: its checksum does not fit, or it lies outside of the value log")

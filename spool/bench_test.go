@@ -5,7 +5,6 @@ package spool
 import (
 	"errors"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -129,21 +128,4 @@ func BenchmarkOpen(b *testing.B) {
 		}
 		_ = r.Close()
 	}
-}
-
-// procIO reads one counter of /proc/self/io.
-func procIO(t testing.TB, name string) int64 {
-	text, err := os.ReadFile("/proc/self/io")
-	if err != nil {
-		t.Skip("no /proc/self/io:", err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if v, ok := strings.CutPrefix(line, name+": "); ok {
-			n, err := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
-			require.NoError(t, err)
-			return n
-		}
-	}
-	t.Skip("no", name, "in /proc/self/io")
-	return 0
 }

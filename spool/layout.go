@@ -210,6 +210,12 @@ func readSidecar(dir string) (SegmentInfo, error) {
 	if si.Version > Version {
 		return si, versionError(dir, si.Version)
 	}
+	if si.Meta != nil && len(si.Meta.Config) > 0 { // as it was given, not as it was indented
+		var b bytes.Buffer
+		if err := json.Compact(&b, si.Meta.Config); err == nil {
+			si.Meta.Config = b.Bytes()
+		}
+	}
 	si.Dir = dir
 	return si, nil
 }

@@ -192,7 +192,15 @@ func (r *Reader) load() (segs, open []SegmentInfo, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	known := r.segs // in order, like numbers; a closed segment does not change
 	for _, n := range numbers {
+		for len(known) > 0 && known[0].Number < n {
+			known = known[1:]
+		}
+		if len(known) > 0 && known[0].Number == n && known[0].State == StateClosed && known[0].Err == nil {
+			segs = append(segs, known[0])
+			continue
+		}
 		path := segmentDir(r.dir, n)
 		si, err := readSidecar(path)
 		switch {
