@@ -31,9 +31,11 @@ type fields struct {
 	Trees   []tree                         `mapstructure:"trees"`
 	Sub     section                        `mapstructure:"sub"`
 	Inline  inline                         `mapstructure:",squash"`
-	hidden  int
+	hidden  int // is no key
 	Skipped int `mapstructure:"-"`
 }
+
+var _ = fields{}.hidden
 
 type mode string
 

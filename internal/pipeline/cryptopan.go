@@ -69,11 +69,9 @@ func (c *cryptoPAn) bits(dst, a []byte) {
 	var in, out [16]byte
 	for i := range 8 * len(a) {
 		// The i bits before come from the address, the rest from the padding.
-		mhi, mlo := ^uint64(0), ^uint64(0)
-		if i < 64 {
-			mhi, mlo = ^(^uint64(0) >> i), 0
-		} else {
-			mlo = ^(^uint64(0) >> (i - 64))
+		mhi, mlo := ^(^uint64(0) >> i), uint64(0)
+		if i >= 64 {
+			mhi, mlo = ^uint64(0), ^(^uint64(0) >> (i - 64))
 		}
 		binary.BigEndian.PutUint64(in[:8], ahi&mhi|hi&^mhi)
 		binary.BigEndian.PutUint64(in[8:], alo&mlo|lo&^mlo)

@@ -58,7 +58,6 @@ type inspector struct {
 	dec     *block.Decoder
 	buf     []byte
 	session uint64
-	open    bool
 	pending []byte // the newest block with Accounting records that are not in the tally yet
 	verify  bool
 	mark    uint64 // of the last Tick

@@ -328,7 +328,7 @@ func Span(ctx context.Context, r *spool.Reader) (start, end time.Time, err error
 		}
 		info, err := block.ReadInfo(src)
 		if err != nil {
-			return nil // it is told when it is read in its turn
+			return nil //nolint:nilerr // it is told when it is read in its turn
 		}
 		t := info.First
 		if last {

@@ -131,7 +131,7 @@ func (t *target) close(err error) error {
 func syncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
-		return nil //nolint:nilerr // the spool is complete; only the power can take its name
+		return nil // the spool is complete; only the power can take its name
 	}
 	defer f.Close()
 	_ = f.Sync()
