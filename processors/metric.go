@@ -4,6 +4,20 @@
 // stream of events and derives its metrics, one file per family. It has no clock but the
 // events' own, no logger, no goroutine and no OpenTelemetry types, so that the same events
 // always give the same numbers.
+//
+// A [Table] observes every record of a stream in order, finds out to which connection it
+// belongs and hands it to the families ([Processor], bound: [Family]) that want its kind;
+// each keeps one [State] for each connection. Collect tells an [Emitter] what they know.
+//
+// A new metric is a file with a Processor, a line in [All], and a golden, which
+// "go test ./processors -update" writes, docs/metrics.md with it. The file declares its
+// [Metric] values (name, unit, kind, what it means and where it comes from), its series in
+// Bind, and a plain struct that observes and tells; integrity.go and window.go are short
+// examples. What several families need of the packets (direction, which sighting counts, new
+// and acknowledged bytes) is in [Event]; what becomes of the connection is in [Connection].
+//
+// Observing an event takes 50 to 100 ns with all families and allocates nothing
+// (BenchmarkObserve); a connection takes about 1.3 KB (TestConnectionNeedsLittleMemory).
 package processors
 
 // Kind of a metric, as OpenTelemetry's data model knows it.
