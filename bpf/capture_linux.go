@@ -89,7 +89,7 @@ type loaded struct {
 // Open loads and attaches what cfg asks for; from then on records gather, and Next returns
 // them. ctx ends the start only. A part of a group that the kernel refuses is left out with a
 // warning; it is an error if a whole group has to be left out (see Probe), or an interface does not exist.
-// Close must be called in the end.
+// log may be nil. Close must be called in the end.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Capture, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -97,6 +97,9 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Capture, error) {
 	if lack := missingCapabilities(); len(lack) > 0 {
 		return nil, hint(fmt.Errorf("capture: the process lacks %s: %w", strings.Join(lack, ", "), unix.EPERM),
 			"run with sudo, or grant them: setcap cap_bpf,cap_perfmon,cap_net_admin+ep on the binary")
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
 	}
 	c := &Capture{cfg: cfg, log: log, event: -1, steps: -1}
 	if err := c.open(ctx); err != nil {
@@ -236,6 +239,10 @@ func (c *Capture) attachInterfaces() error {
 		}
 		*p.dst = prog
 		c.programs = append(c.programs, loaded{program{name: p.name, group: groupPackets, hook: p.hook}, prog})
+	}
+	if err := haveTCX(i.out); err != nil || c.cfg.noTCX {
+		i.classic = true
+		c.log.Warn("no tcx on this kernel: attaching by clsact, which a killed process leaves behind", "error", err)
 	}
 	if err := i.open(); err != nil {
 		return fmt.Errorf("capture.packets: %w", err)

@@ -43,6 +43,8 @@ type Config struct {
 	FlushAge time.Duration `mapstructure:"flush_age"`
 	// Verbose puts the verifier's log into the error of a program that does not load.
 	Verbose bool `mapstructure:"verbose"`
+
+	noTCX bool // as on a kernel before 6.6, for tests
 }
 
 // Packets configures the group that records every TCP header on the interfaces.

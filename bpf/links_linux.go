@@ -5,8 +5,8 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
-	"net"
 	"runtime"
 	"slices"
 	"strings"
@@ -96,6 +96,7 @@ type interfaces struct {
 	log  *slog.Logger
 	told func(*event.Link)
 
+	classic     bool          // no tcx: attach by clsact
 	in, out     *ebpf.Program // with a link header; out may be nil
 	inL3, outL3 *ebpf.Program // without
 
@@ -109,7 +110,16 @@ type interfaces struct {
 // attached is an interface with programs.
 type attached struct {
 	name  string
-	links []link.Link
+	links []io.Closer
+}
+
+// close detaches, in the reverse order: what was made first goes last.
+func (a *attached) close() error {
+	var errs []error
+	for _, ln := range slices.Backward(a.links) {
+		errs = append(errs, ln.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // hasLinkHeader tells whether packets of a device begin with an Ethernet header, by its ARPHRD type.
@@ -252,11 +262,15 @@ func (i *interfaces) attach(l netlink.Link) error {
 		if h.prog == nil {
 			continue
 		}
-		ln, err := link.AttachTCX(link.TCXOptions{Interface: a.Index, Program: h.prog, Attach: h.at})
+		var ln io.Closer
+		var err error
+		if i.classic {
+			ln, err = attachFilter(i.ns, a.Index, h.prog, h.at)
+		} else {
+			ln, err = link.AttachTCX(link.TCXOptions{Interface: a.Index, Program: h.prog, Attach: h.at})
+		}
 		if err != nil {
-			for _, ln := range at.links {
-				_ = ln.Close()
-			}
+			_ = at.close()
 			return explain(fmt.Sprintf("attach to %s of %s", h.name, a.Name), err, false)
 		}
 		at.links = append(at.links, ln)
@@ -267,7 +281,7 @@ func (i *interfaces) attach(l netlink.Link) error {
 	rec := event.Link{Ifindex: uint32(a.Index), Flags: a.RawFlags, MTU: uint32(a.MTU), Type: arphrd(a.EncapType)}
 	copy(rec.Name[:], a.Name)
 	i.told(&rec)
-	i.log.Info("interface captured", "interface", a.Name, "index", a.Index)
+	i.log.Debug("interface captured", "interface", a.Name, "index", a.Index)
 	return nil
 }
 
@@ -321,10 +335,8 @@ func (i *interfaces) forget(index int, a *attached) {
 	i.mu.Lock()
 	delete(i.attached, index)
 	i.mu.Unlock()
-	for _, ln := range a.links {
-		_ = ln.Close() // the device took its programs along
-	}
-	i.log.Info("interface gone", "interface", a.name, "index", index)
+	_ = a.close() // the device took its programs along
+	i.log.Debug("interface gone", "interface", a.name, "index", index)
 }
 
 // close detaches from all.
@@ -340,10 +352,8 @@ func (i *interfaces) detach() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for index, a := range i.attached {
-		for _, ln := range a.links {
-			if err := ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-				i.log.Warn("detach", "interface", a.name, "error", err)
-			}
+		if err := a.close(); err != nil {
+			i.log.Warn("detach", "interface", a.name, "error", err)
 		}
 		delete(i.attached, index)
 	}

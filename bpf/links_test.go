@@ -434,3 +434,73 @@ func tunnelled(t *testing.T, l *netlab.Lab, dev, local, peer string) {
 	require.EqualValues(t, 6, in)
 	require.EqualValues(t, 8, out)
 }
+
+// On a kernel without tcx the programs are filters. They see the same, let others run, and
+// leave nothing behind.
+func TestWithoutTCX(t *testing.T) {
+	l := lab(t, netlab.Options{})
+	cfg := in(l.A)
+	cfg.noTCX = true
+	var index int
+	discs := func() (n int) {
+		require.NoError(t, l.A.Do(func() error {
+			dev, err := netlink.LinkByName(l.A.Interface)
+			if err != nil {
+				return err
+			}
+			index = dev.Attrs().Index
+			all, err := netlink.QdiscList(dev)
+			for _, q := range all {
+				if q.Type() == "clsact" {
+					n++
+				}
+			}
+			return err
+		}))
+		return n
+	}
+	require.Zero(t, discs())
+	// What a killed capture left behind.
+	stale, _ := counting(t)
+	require.NoError(t, l.A.Do(func() error {
+		if err := netlink.QdiscAdd(clsact(index)); err != nil {
+			return err
+		}
+		return netlink.FilterAdd(&netlink.BpfFilter{
+			FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: netlink.HANDLE_MIN_EGRESS, Handle: 7,
+				Protocol: unix.ETH_P_ALL, Priority: filterPriority},
+			Fd: stale.FD(), Name: filterName + "2147483646", DirectAction: true})
+	}))
+	count, err := l.Count(l.A, l.A.Interface)
+	require.NoError(t, err)
+	r, a := during(t, cfg, func(*Capture) {
+		require.NoError(t, l.A.Do(func() error {
+			ours, err := ourFilters(index, netlink.HANDLE_MIN_EGRESS)
+			require.Len(t, ours, 1, "the stale one is gone")
+			return err
+		}))
+		_, err := l.Transfer(t.Context(), netlab.Transfer{Bytes: 4 << 20})
+		require.NoError(t, err)
+		require.NoError(t, l.A.Quiet(t.Context()))
+	})
+	r.identity(t, a)
+	in, err := count.In()
+	require.NoError(t, err)
+	out, err := count.Out()
+	require.NoError(t, err)
+	require.Equal(t, in.TCP, a.Total[event.HookTCIngress].Seen)
+	require.Equal(t, out.TCP, a.Total[event.HookTCEgress].Seen)
+	require.NotZero(t, r.stored[event.HookTransmit])
+	require.NoError(t, l.A.Do(func() error {
+		for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+			ours, err := ourFilters(index, parent)
+			require.NoError(t, err)
+			require.Empty(t, ours)
+		}
+		return netlink.QdiscDel(clsact(index))
+	}))
+
+	// With no qdisc there before, none stays either.
+	_, _ = during(t, cfg, func(*Capture) { require.Equal(t, 1, discs()) })
+	require.Zero(t, discs())
+}

@@ -53,13 +53,15 @@ func Probe(cfg Config) []Feature {
 		{programsProgTcIngress, groupPackets, event.HookTCIngress, "headers of received packets"},
 		{programsProgTcEgress, groupPackets, event.HookTCEgress, "headers of sent packets, and samples of sending sockets"},
 	} {
-		f := Feature{Group: p.group, Name: p.hook.String() + " (tcx)", Enabled: cfg.Packets.Enabled || p.hook == event.HookTCEgress && wantsTransmit(cfg)}
+		f := Feature{Group: p.group, Name: p.hook.String(), Enabled: cfg.Packets.Enabled || p.hook == event.HookTCEgress && wantsTransmit(cfg)}
 		if prog, err := o.load(p.name, false); err != nil {
-			f.refuse(err, p.lacks)
-		} else if err := haveTCX(prog); err != nil {
 			f.refuse(err, p.lacks)
 		} else {
 			f.Usable = true
+			if err := haveTCX(prog); err != nil {
+				f.Reason = err.Error()
+				f.Fallback = "clsact: a process that is killed leaves its programs behind, until the next capture removes them"
+			}
 		}
 		all = append(all, f)
 	}
@@ -105,5 +107,5 @@ func haveTCX(prog *ebpf.Program) error {
 	case errors.Is(err, unix.ENODEV):
 		return nil
 	}
-	return hint(fmt.Errorf("this kernel (%s) has no tcx: %w", release(), err), "Linux 6.6 or newer is needed to see packets")
+	return fmt.Errorf("this kernel (%s) has no tcx: %w", release(), err)
 }
