@@ -10,6 +10,7 @@ import (
 	"io"
 	"math"
 	"net"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -171,11 +172,11 @@ func attach(ifindex int, prog *ebpf.Program, where ebpf.AttachType) (io.Closer, 
 	return c, nil
 }
 
-// Where a counter stands among the filters of a clsact qdisc; others choose other places.
-const (
-	clsactPriority = 7077
-	clsactHandle   = 0x77
-)
+// Where counters stand among the filters of a clsact qdisc; others choose other places.
+const clsactPriority = 7077
+
+// clsactHandle tells counters of one place apart.
+var clsactHandle atomic.Uint32
 
 // clsact is a program at the clsact qdisc of a device: what there is before Linux 6.6. Nothing
 // of it holds the program after the namespace is gone.
@@ -199,7 +200,7 @@ func attachClsact(ifindex int, prog *ebpf.Program, where ebpf.AttachType) (io.Cl
 	}
 	c := &clsact{netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: ifindex, Parent: parent, Handle: clsactHandle, Protocol: unix.ETH_P_ALL, Priority: clsactPriority,
+			LinkIndex: ifindex, Parent: parent, Handle: clsactHandle.Add(1), Protocol: unix.ETH_P_ALL, Priority: clsactPriority,
 		},
 		Fd: prog.FD(), Name: "lab_count", DirectAction: true,
 	}}
