@@ -5,6 +5,7 @@ package block
 import (
 	"net/netip"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -54,15 +55,31 @@ func steady(kind event.Kind, blocks int) [][]byte {
 	return all[:min(len(all), blocks)]
 }
 
-func report(b *testing.B, events, bytes int, cpu time.Duration) {
+// usage is what a benchmark has used so far.
+type usage struct {
+	cpu    time.Duration
+	allocs uint64
+}
+
+func used() usage {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return usage{cpuTime(), m.Mallocs}
+}
+
+func report(b *testing.B, events, bytes int, since usage) {
+	now := used()
 	n := float64(events)
 	sec := b.Elapsed().Seconds()
 	b.ReportMetric(n/sec, "events/s")
 	b.ReportMetric(sec*1e9/n, "ns/event")
-	b.ReportMetric(float64(bytes)/n, "B/event")
+	if bytes > 0 {
+		b.ReportMetric(float64(bytes)/n, "B/event")
+	}
+	b.ReportMetric(float64(now.allocs-since.allocs)/n, "allocs/event")
 	b.ReportMetric(0, "ns/op")
-	if cpu > 0 {
-		b.ReportMetric(float64(cpu)/n, "cpu-ns/event")
+	if now.cpu > 0 {
+		b.ReportMetric(float64(now.cpu-since.cpu)/n, "cpu-ns/event")
 	}
 }
 
@@ -76,7 +93,7 @@ func benchEncode(b *testing.B, kind event.Kind) {
 	}
 	b.ReportAllocs()
 	events, bytes, i := 0, 0, 0
-	cpu := cpuTime()
+	since := used()
 	for b.Loop() {
 		w.Add(in[i%len(in)])
 		events += w.Events()
@@ -84,7 +101,7 @@ func benchEncode(b *testing.B, kind event.Kind) {
 		bytes += len(dst)
 		i++
 	}
-	report(b, events, bytes, cpuTime()-cpu)
+	report(b, events, bytes, since)
 }
 
 func benchDecode(b *testing.B, kind event.Kind) {
@@ -101,7 +118,7 @@ func benchDecode(b *testing.B, kind event.Kind) {
 	}
 	b.ReportAllocs()
 	bytes, i := 0, 0
-	cpu := cpuTime()
+	since := used()
 	for b.Loop() {
 		src := blocks[i%len(blocks)]
 		if dst, err = r.Decode(dst[:0], src); err != nil {
@@ -110,7 +127,7 @@ func benchDecode(b *testing.B, kind event.Kind) {
 		bytes += len(src)
 		i++
 	}
-	report(b, i*benchEvents, bytes, cpuTime()-cpu)
+	report(b, i*benchEvents, bytes, since)
 }
 
 func BenchmarkEncodeSegments(b *testing.B) { benchEncode(b, event.KindSegment) }
@@ -130,6 +147,7 @@ func BenchmarkDirectory(b *testing.B) {
 	var err error
 	b.ReportAllocs()
 	i, entries := 0, 0
+	since := used()
 	for b.Loop() {
 		if dst, err = r.Directory(dst[:0], blocks[i%len(blocks)]); err != nil {
 			b.Fatal(err)
@@ -141,7 +159,7 @@ func BenchmarkDirectory(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	report(b, i*benchEvents, i*info.Head, 0)
+	report(b, i*benchEvents, i*info.Head, since)
 	b.ReportMetric(float64(entries)/b.Elapsed().Seconds(), "entries/s")
 }
 
@@ -156,13 +174,14 @@ func BenchmarkMayHold(b *testing.B) {
 	who := Tuple{netip.MustParseAddrPort("192.0.2.1:99"), netip.MustParseAddrPort("192.0.2.2:100")}
 	b.ReportAllocs()
 	i := 0
+	since := used()
 	for b.Loop() {
 		if _, err := MayHold(blocks[i%len(blocks)], who); err != nil {
 			b.Fatal(err)
 		}
 		i++
 	}
-	report(b, i*benchEvents, 0, 0)
+	report(b, i*benchEvents, 0, since)
 	b.ReportMetric(b.Elapsed().Seconds()*1e9/float64(i), "ns/block")
 }
 

@@ -66,6 +66,7 @@ type flow struct {
 	s              event.Sample
 	sacked         uint32 // peer's SACK right edge above sndUna, 0 none
 	sackLeft       uint32
+	known          [2]uint32 // sndUna and rcvNxt after the last segment
 }
 
 // after runs do after d ns with jitter.
@@ -385,7 +386,7 @@ func (f *flow) sample(e *event.Segment) {
 		}
 		s.WriteSeq = f.sndNxt + s.NotsentBytes
 		s.SndNxt = e.Seq
-		s.WmemQueued = (f.sndNxt - f.sndUna) + s.NotsentBytes + uint32(r.IntN(4)*2304)
+		s.WmemQueued = (f.sndNxt - f.sndUna) + s.NotsentBytes + uint32(r.IntN(16)/15*2304)
 	} else {
 		s.Hook = event.HookTCPProbe
 		s.SegsIn++
@@ -399,23 +400,23 @@ func (f *flow) sample(e *event.Segment) {
 			s.MinRTT = min(s.MinRTT, rtt)
 			s.RTO = (200000 + s.RTT + 4000) / 4000 * 4000
 			s.DeliveryRate = uint64(f.mss) * uint64(f.cwnd) * 1000000 / uint64(rtt) * uint64(90+r.IntN(20)) / 100
-			s.PacingRate = uint64(f.mss) * uint64(f.cwnd) * 1200000 / uint64(s.RTT)
+			s.PacingRate = uint64(f.mss) * 80000 * 200 * uint64(max(f.cwnd, s.Unacked)) / (8*uint64(s.RTT) + uint64(r.IntN(8)))
 			s.BusyTime = t.now / 1000
 		}
 	}
-	acked := e.Ack - s.SndUna
-	if e.Dir == event.DirOut {
-		acked = f.sndUna - s.SndUna
+	// A received segment is sampled before it is processed.
+	una, rcv := f.sndUna, f.rcvNxt
+	if e.Dir == event.DirIn {
+		una, rcv = f.known[0], e.Seq
 	}
-	if s.SndUna == 0 {
-		acked = 0
+	f.known = [2]uint32{f.sndUna, f.rcvNxt}
+	if s.SndUna != 0 {
+		s.BytesAcked += uint64(una - s.SndUna)
+		s.Delivered += (una - s.SndUna + f.mss - 1) / f.mss
+		s.BytesReceived += uint64(rcv - s.RcvNxt)
 	}
-	s.SndUna = f.sndUna
-	s.BytesAcked += uint64(acked)
-	s.Delivered += acked / f.mss
-	s.BytesReceived += uint64(f.rcvNxt - s.RcvNxt)
-	s.RcvNxt = f.rcvNxt
-	s.CopiedSeq, s.RcvWup = f.rcvNxt, f.rcvNxt
+	s.SndUna, s.RcvNxt = una, rcv
+	s.CopiedSeq, s.RcvWup = rcv, rcv
 	s.SndCwnd = f.cwnd
 	s.Unacked = (f.sndNxt - f.sndUna + f.mss - 1) / f.mss
 	s.SndWnd = f.window[0] * 128
