@@ -57,7 +57,7 @@ func scenario(s *stream, told func(title string)) {
 	no.state(event.Closed, event.SynSent)
 	no.out("S", 1, 0, 0)
 	no.in("R.", 0, 2, 0)
-	no.incident(event.HookReceiveReset)
+	no.incident(event.HookReceiveReset, func(i *event.Incident) { i.OldState = event.SynSent })
 	no.state(event.SynSent, event.Closed)
 	pass := s.end("192.0.2.1:1234", "198.51.100.7:22")
 	pass.back().in("S", 100, 0, 0)

@@ -13,6 +13,8 @@ const (
 	attrRole  = "network.tcp.handshake.role"
 	attrError = "error.type"
 	attrEnd   = "tcbee.connection.end"
+
+	attrResetCause = "network.tcp.reset.cause"
 )
 
 const hostScope = " Connections with a local socket; not those that are only forwarded."
@@ -78,9 +80,9 @@ var (
 	metricResets = &Metric{
 		Name: "system.network.tcp.resets", Unit: "{event}", Kind: Counter, Host: true,
 		Description: "RSTs that the kernel sent, or accepted.",
-		Attributes:  []string{attrDirection},
-		Source: "tcp_send_reset and tcp_receive_reset, those without a connection (a closed port) included. One abort can make many RSTs: one for each packet that " +
-			"still arrives.",
+		Attributes:  []string{attrDirection, attrResetCause},
+		Source: "tcp_send_reset and tcp_receive_reset. connection_refused: it answers a SYN. aborted: a socket was there. no_connection: it answers another segment " +
+			"for which there is no socket (any more). One abort can make many RSTs: one for each packet that still arrives.",
 	}
 )
 
@@ -116,6 +118,30 @@ func errorType(e End) int {
 	return 4
 }
 
+// Causes of resets.
+const (
+	resetRefused = iota
+	resetAborted
+	resetStray
+	resetCauses
+)
+
+var resetCauseNames = [resetCauses]string{"connection_refused", "aborted", "no_connection"}
+
+// resetCause tells why a RST was sent or accepted: by the state of the socket, or, where none
+// was there, by the segment that is answered.
+func resetCause(i *event.Incident) int {
+	switch {
+	case i.OldState == event.SynSent:
+		return resetRefused
+	case i.OldState != 0:
+		return resetAborted
+	case i.TCPFlags&(event.SYN|event.ACK) == event.SYN:
+		return resetRefused
+	}
+	return resetStray
+}
+
 type lifecycle struct {
 	handshake, duration *Series
 	state               [len(stateNames)]*Series
@@ -126,7 +152,7 @@ type lifecycle struct {
 	active            *Series
 	handshakes        *Series
 	durations         *Series
-	resets            [2]*Series
+	resets            [2][resetCauses]*Series
 
 	host struct {
 		opened, successes [roles]int64
@@ -135,7 +161,7 @@ type lifecycle struct {
 		active            int64
 		handshakes        Histogram
 		durations         Histogram
-		resets            [2]int64
+		resets            [2][resetCauses]int64
 	}
 }
 
@@ -171,7 +197,9 @@ func (Lifecycle) Bind(r *Registry) Family {
 	f.handshakes = r.Series(metricHostHandshake)
 	f.durations = r.Series(metricHostDuration)
 	for i, name := range directions {
-		f.resets[i] = r.Series(metricResets, Attr{attrDirection, name})
+		for j, cause := range resetCauseNames {
+			f.resets[i][j] = r.Series(metricResets, Attr{attrDirection, name}, Attr{attrResetCause, cause})
+		}
 	}
 	return f
 }
@@ -207,17 +235,20 @@ func (f *lifecycle) CollectHost(e Emitter) {
 	if h.durations.Count != 0 {
 		e.Histogram(f.durations, &h.durations)
 	}
-	e.Int(f.resets[0], h.resets[0])
-	e.Int(f.resets[1], h.resets[1])
+	for i := range h.resets {
+		for j, n := range h.resets[i] {
+			some(f.resets[i][j], n, j == resetAborted)
+		}
+	}
 }
 
 // Incident implements IncidentWatcher.
 func (f *lifecycle) Incident(_ *Connection, i *event.Incident) {
 	switch i.Hook {
 	case event.HookSendReset:
-		f.host.resets[0]++
+		f.host.resets[0][resetCause(i)]++
 	case event.HookReceiveReset:
-		f.host.resets[1]++
+		f.host.resets[1][resetCause(i)]++
 	}
 }
 

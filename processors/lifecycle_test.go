@@ -176,12 +176,13 @@ func TestHostCountsItsConnections(t *testing.T) {
 	e = to("10.0.0.5:80", 3) // refused
 	e.state(event.Closed, event.SynSent)
 	e.out("S", 1, 0, 0)
-	e.incident(event.HookReceiveReset)
+	e.incident(event.HookReceiveReset, func(i *event.Incident) { i.OldState = event.SynSent })
 	e.state(event.SynSent, event.Closed)
 	in := s.end(server, client)
 	in.cookie = 4
 	in.accept(1, 2)
-	s.end("10.0.0.1:81", "10.0.0.9:5").incident(event.HookSendReset) // a closed port
+	s.end("10.0.0.1:81", "10.0.0.9:5").incident(event.HookSendReset, func(i *event.Incident) { i.TCPFlags = event.SYN }) // a closed port
+	s.end("10.0.0.1:81", "10.0.0.9:5").incident(event.HookSendReset, func(i *event.Incident) { i.TCPFlags = event.ACK })
 	s.tick(5 * second)
 	got := s.collect()
 	for _, want := range []string{
@@ -194,8 +195,10 @@ func TestHostCountsItsConnections(t *testing.T) {
 		"connection.active 2 ",
 		"handshake.duration count=3 ",
 		"connection.duration count=1 ",
-		"resets network.io.direction=transmit 1 ",
-		"resets network.io.direction=receive 1 ",
+		"resets network.io.direction=transmit network.tcp.reset.cause=connection_refused 1 ",
+		"resets network.io.direction=transmit network.tcp.reset.cause=aborted 0 ",
+		"resets network.io.direction=transmit network.tcp.reset.cause=no_connection 1 ",
+		"resets network.io.direction=receive network.tcp.reset.cause=connection_refused 1 ",
 	} {
 		require.Contains(t, got, want)
 	}
