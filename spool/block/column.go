@@ -382,7 +382,7 @@ func (r *sectionReader) frame(dst, src []byte, off, clen, want int) ([]byte, int
 	if len(out)-start != want {
 		return nil, 0, fmt.Errorf("zstd gave %d bytes, want %d", len(out)-start, want)
 	}
-	return dst[:start+want], off + clen, nil
+	return out, off + clen, nil
 }
 
 // read decodes the section in src, whose first byte is at offset base of the block. It sets
