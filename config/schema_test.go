@@ -31,8 +31,8 @@ type fields struct {
 	Trees   []tree                         `mapstructure:"trees"`
 	Sub     section                        `mapstructure:"sub"`
 	Inline  inline                         `mapstructure:",squash"`
-	hidden  int // is no key
-	Skipped int `mapstructure:"-"`
+	hidden  int                            // is no key
+	Skipped int                            `mapstructure:"-"`
 }
 
 var _ = fields{}.hidden

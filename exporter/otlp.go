@@ -188,7 +188,7 @@ func (s *OTLP) knock(ctx context.Context) error {
 		proxy, err = http.ProxyFromEnvironment(&http.Request{URL: &url.URL{Scheme: "https", Host: s.target.Host}})
 	}
 	if err != nil || proxy != nil {
-		return nil //nolint:nilerr // the exporter will tell it better
+		return nil // the exporter will tell it better
 	}
 	port := s.target.Port()
 	if port == "" {
@@ -400,7 +400,7 @@ func (s *OTLP) explain(err error) error {
 		}
 	}
 	text = strings.TrimPrefix(text, "transport: ")
-	text = strings.TrimPrefix(text, "Error while dialing: ") //nolint:misspell // gRPC's spelling
+	text = strings.TrimPrefix(text, "Error while dialing: ")
 	text = strings.TrimPrefix(text, "error exporting items, request to "+s.target.String()+" responded with ")
 	if strings.Contains(text, "readLoopPeekFailLocked") {
 		text = "the endpoint closed the connection" // what net/http says then is not for people
