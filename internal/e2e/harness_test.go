@@ -323,7 +323,7 @@ func sample(ctx context.Context, n *netlab.Namespace, cookie uint64) *sampler {
 	s := &sampler{stopped: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
-		tick := time.NewTicker(2 * time.Millisecond)
+		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
 		for ctx.Err() == nil {
 			socks, err := n.Sockets(0)
