@@ -16,7 +16,8 @@ const (
 const retransmitSource = "tcp_retransmit_skb and tcp_retransmit_synack, weighed by the wire segments of the packet: equal to nstat TcpRetransSegs. " +
 	"Attempts which the kernel gave up before it counted them (packet still in a queue of the host, no memory, no route, window closed) are left out. " +
 	"The type follows the state of congestion avoidance: loss is timeout, recovery is fast, any other is tail_loss_probe. " +
-	"The kind is syn, syn_ack, fin (without payload) or data. Series other than those of data appear when they are first counted."
+	"What the socket counted (tcp_info total_retrans) and the hooks did not tell is of the type unknown: a tracepoint that was not there or did not fire, " +
+	"a lost event. The kind is syn, syn_ack, fin (without payload) or data. Series other than those of data, and the type unknown, appear when they are first counted."
 
 var (
 	metricRetransmits = &Metric{
@@ -51,12 +52,13 @@ const (
 	typeFast = iota
 	typeTimeout
 	typeTLP
+	typeUnknown // no hook told of it
 	retransmitTypes
 )
 
 var (
 	segmentKindNames    = [segmentKinds]string{"data", "syn", "syn_ack", "fin"}
-	retransmitTypeNames = [retransmitTypes]string{"fast", "timeout", "tail_loss_probe"}
+	retransmitTypeNames = [retransmitTypes]string{"fast", "timeout", "tail_loss_probe", "unknown"}
 )
 
 type retransmits [segmentKinds][retransmitTypes]uint64
@@ -64,7 +66,7 @@ type retransmits [segmentKinds][retransmitTypes]uint64
 func (r *retransmits) collect(series *[segmentKinds][retransmitTypes]*Series, e Emitter) {
 	for k := range r {
 		for i, n := range r[k] {
-			if n != 0 || k == kindData {
+			if n != 0 || k == kindData && i != typeUnknown {
 				e.Int(series[k][i], int64(n))
 			}
 		}
@@ -83,6 +85,7 @@ func (Retransmit) Name() string { return "retransmit" }
 // Bind implements Processor.
 func (Retransmit) Bind(r *Registry) Family {
 	r.Want(event.KindIncident)
+	r.Want(event.KindSample)
 	f := &retransmit{}
 	declare := func(m *Metric, to *[segmentKinds][retransmitTypes]*Series) {
 		for k, kind := range segmentKindNames {
@@ -106,9 +109,58 @@ type retransmitState struct {
 	f     *retransmit
 	count retransmits
 	bytes uint64
+
+	// What the socket had counted before the connection was followed, and how far the hooks
+	// were behind it at the last sample.
+	based                bool
+	baseSegs, baseBytes  uint64
+	behindSegs, behindBy uint64
+}
+
+func (s *retransmitState) total() (n uint64) {
+	for k := range s.count {
+		for _, c := range s.count[k] {
+			n += c
+		}
+	}
+	return n
+}
+
+// reconcile takes over what the socket counted and no hook told. At these two hooks all
+// retransmissions before them have been traced, for all of it happens under the socket's lock (where
+// a segment is sent, total_retrans is ahead of the tracepoint). It believes in a gap
+// that two samples show, lest one late event counts twice; the final sample decides alone.
+func (s *retransmitState) reconcile(c *Connection, hook event.Hook, m *event.Sample) {
+	if hook != event.HookTCPProbe && hook != event.HookDestroySock || m.Present&event.HasTCP == 0 {
+		return
+	}
+	if !s.based {
+		s.based = true
+		if !c.Opened {
+			s.baseSegs = uint64(m.TotalRetrans) - min(s.total(), uint64(m.TotalRetrans))
+			s.baseBytes = m.BytesRetrans - min(s.bytes, m.BytesRetrans)
+		}
+	}
+	gap := func(socket, base, counted uint64) uint64 {
+		return max(socket, base+counted) - base - counted
+	}
+	segs := gap(uint64(m.TotalRetrans), s.baseSegs, s.total())
+	by := gap(m.BytesRetrans, s.baseBytes, s.bytes)
+	n, bytes := min(segs, s.behindSegs), min(by, s.behindBy)
+	if hook == event.HookDestroySock {
+		n, bytes = segs, by
+	}
+	s.count[kindData][typeUnknown] += n
+	s.f.host[kindData][typeUnknown] += n
+	s.bytes += bytes
+	s.behindSegs, s.behindBy = segs-n, by-bytes
 }
 
 func (s *retransmitState) Observe(ev *Event) {
+	if ev.Kind == event.KindSample {
+		s.reconcile(ev.Conn, ev.Hook, ev.Sample())
+		return
+	}
 	kind, typ := kindData, typeTLP
 	i := ev.Incident()
 	switch ev.Hook {
@@ -180,10 +232,6 @@ func (s *retransmitState) Collect(c *Connection, e Emitter) {
 
 // Summarize implements Summarizer.
 func (s *retransmitState) Summarize(f *Flow) {
-	for k := range s.count {
-		for _, n := range s.count[k] {
-			f.Retransmits += n
-		}
-	}
+	f.Retransmits += s.total()
 	f.RetransmitBytes = s.bytes
 }

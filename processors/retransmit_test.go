@@ -3,6 +3,7 @@
 package processors
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -90,4 +91,57 @@ func TestSynAckSentAgainNeedsNoSocket(t *testing.T) {
 	f := s.flow()
 	require.Equal(t, uint64(1), f.Retransmits)
 	require.Equal(t, uint64(21), f.Cookie)
+}
+
+func TestRetransmissionsThatNoHookToldAreTakenFromTheSocket(t *testing.T) {
+	type step struct {
+		hook        event.Hook
+		segs, bytes uint32 // of the socket so far; of an incident: its own
+	}
+	probe := func(segs, bytes uint32) step { return step{event.HookTCPProbe, segs, bytes} }
+	told := func(segs, bytes uint32) step { return step{event.HookRetransmitSKB, segs, bytes} }
+	tests := map[string]struct {
+		opened             bool
+		steps              []step
+		segs, bytes, blind uint64 // blind: of segs, those of the type unknown
+	}{
+		"all told":            {true, []step{told(2, 2896), probe(2, 2896), told(1, 1448), probe(3, 4344)}, 3, 4344, 0},
+		"one not told":        {true, []step{told(2, 2896), probe(3, 4344), probe(3, 4344)}, 3, 4344, 1},
+		"seen once is late":   {true, []step{probe(1, 1448), told(1, 1448), probe(1, 1448)}, 1, 1448, 0},
+		"ahead when sent":     {true, []step{{event.HookTransmit, 1, 1448}, {event.HookTransmit, 1, 1448}, told(1, 1448)}, 1, 1448, 0},
+		"final sample":        {true, []step{told(1, 1448), {event.HookDestroySock, 2, 2896}}, 2, 2896, 1},
+		"smaller gap counts":  {true, []step{probe(3, 300), probe(1, 100), probe(3, 300)}, 1, 100, 1},
+		"no hook at all":      {true, []step{probe(1, 100), probe(2, 200), probe(2, 200)}, 2, 200, 2},
+		"more told than that": {true, []step{told(5, 500), probe(3, 300), probe(3, 300)}, 5, 500, 0},
+		"before we came":      {false, []step{probe(7, 700), probe(8, 800), told(1, 100), probe(9, 900), probe(9, 900)}, 2, 200, 1},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := newStream(t, DefaultConfig())
+			e := s.end(client, server)
+			e.cookie = 1
+			if tt.opened {
+				e.connect(1000, 2000)
+			}
+			for _, st := range tt.steps {
+				if st.hook == event.HookRetransmitSKB {
+					e.incident(st.hook, func(i *event.Incident) { i.Segs, i.Len, i.CAState = st.segs, st.bytes, event.CARecovery })
+					continue
+				}
+				e.sample(st.hook, func(m *event.Sample) { m.TotalRetrans, m.BytesRetrans = st.segs, uint64(st.bytes) })
+			}
+			got := s.collect()
+			f := s.flow()
+			require.Equal(t, tt.segs, f.Retransmits)
+			require.Equal(t, tt.bytes, f.RetransmitBytes)
+			for _, scope := range []string{"network.flow.tcp", "system.network.tcp"} {
+				line := fmt.Sprintf("%s.retransmits tcbee.segment.kind=data network.tcp.retransmit.type=unknown %d ", scope, tt.blind)
+				if tt.blind > 0 {
+					require.Contains(t, got, line)
+				} else {
+					require.NotContains(t, got, "type=unknown")
+				}
+			}
+		})
+	}
 }
