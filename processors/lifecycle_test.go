@@ -94,6 +94,16 @@ func TestHowConnectionsEnd(t *testing.T) {
 			open(e)
 			e.sample(event.HookDestroySock, func(m *event.Sample) { m.State = event.Closed })
 		}, EndUnknown},
+		"the event was lost, the packets told": {func(e *end) {
+			open(e)
+			e.in("R", 5001, 0, 0)
+			e.sample(event.HookDestroySock, func(m *event.Sample) { m.State = event.Closed })
+		}, EndResetReceived},
+		"the event was lost, the FIN was acknowledged": {func(e *end) {
+			open(e)
+			e.state(event.Established, event.FinWait1)
+			e.sample(event.HookDestroySock, func(m *event.Sample) { m.State, m.SndUna, m.WriteSeq = event.Closed, 9, 9 })
+		}, EndClosed},
 		"packets alone: FINs": {func(e *end) {
 			e.cookie = 0
 			e.in("S", 1, 0, 0)

@@ -21,9 +21,14 @@ func (t *Table) sample(h *event.Header) {
 		return
 	}
 	if h.Hook == event.HookDestroySock && c.socket && c.Closed == 0 {
-		end := EndUnknown // the event that told how was lost
-		if !t.stated && c.finished(s) {
+		// The event that told how is missing: the packets may, or the FIN.
+		end := c.quietEnd
+		switch {
+		case end != EndNone:
+		case c.finished(s):
 			end = EndClosed
+		default:
+			end = EndUnknown
 		}
 		t.close(c, end)
 	}
