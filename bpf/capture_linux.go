@@ -227,6 +227,7 @@ func (c *Capture) attachInterfaces() error {
 	}{
 		{programsProgTcIngress, event.HookTCIngress, &i.in, c.cfg.Packets.Enabled},
 		{programsProgTcIngressL3, event.HookTCIngress, &i.inL3, c.cfg.Packets.Enabled},
+		{programsProgXdpIngress, event.HookXDP, &i.xdp, c.cfg.Packets.Enabled && c.cfg.Packets.XDP},
 		{programsProgTcEgress, event.HookTCEgress, &i.out, true},
 		{programsProgTcEgressL3, event.HookTCEgress, &i.outL3, true},
 	} {

@@ -50,6 +50,7 @@ type Config struct {
 // Packets configures the group that records every TCP header on the interfaces.
 type Packets struct {
 	Enabled  bool `mapstructure:"enabled"`  // record every TCP header on the interfaces
+	XDP      bool `mapstructure:"xdp"`      // see received packets by XDP, before the host spends anything on them; native XDP on a veth turns its peer's TSO off
 	Checksum bool `mapstructure:"checksum"` // record the TCP checksum: two bytes that do not compress
 }
 

@@ -99,6 +99,7 @@ type interfaces struct {
 	classic     bool          // no tcx: attach by clsact
 	in, out     *ebpf.Program // with a link header; out may be nil
 	inL3, outL3 *ebpf.Program // without
+	xdp         *ebpf.Program // instead of in, nil: not asked for
 
 	mu       sync.Mutex
 	attached map[int]*attached
@@ -254,6 +255,14 @@ func (i *interfaces) attach(l netlink.Link) error {
 		in, out = i.inL3, i.outL3
 	}
 	at := &attached{name: a.Name}
+	if i.xdp != nil && hasLinkHeader(a.EncapType) {
+		if ln, err := attachXDP(a.Index, i.xdp); err == nil {
+			at.links = append(at.links, ln)
+			in = nil
+		} else {
+			i.log.Warn("no XDP on this interface: received packets are seen at tc", "interface", a.Name, "error", err)
+		}
+	}
 	for _, h := range []struct {
 		prog *ebpf.Program
 		at   ebpf.AttachType
@@ -283,6 +292,19 @@ func (i *interfaces) attach(l netlink.Link) error {
 	i.told(&rec)
 	i.log.Debug("interface captured", "interface", a.Name, "index", a.Index)
 	return nil
+}
+
+// attachXDP attaches to the driver, or to the stack where the driver cannot.
+func attachXDP(index int, prog *ebpf.Program) (link.Link, error) {
+	ln, native := link.AttachXDP(link.XDPOptions{Program: prog, Interface: index, Flags: link.XDPDriverMode})
+	if native == nil {
+		return ln, nil
+	}
+	ln, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: index, Flags: link.XDPGenericMode})
+	if err != nil {
+		return nil, errors.Join(native, err)
+	}
+	return ln, nil
 }
 
 // arphrd turns the name of a link type back into the kernel's number.

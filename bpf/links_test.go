@@ -504,3 +504,23 @@ func TestWithoutTCX(t *testing.T) {
 	_, _ = during(t, cfg, func(*Capture) { require.Equal(t, 1, discs()) })
 	require.Zero(t, discs())
 }
+
+// With XDP received packets are seen once, by it; lo has no driver to do it.
+func TestXDPInsteadOfIngress(t *testing.T) {
+	l := lab(t, netlab.Options{NoOffload: true})
+	cfg := in(l.A)
+	cfg.Packets.XDP = true
+	before, err := l.A.SNMP()
+	require.NoError(t, err)
+	r, a := during(t, cfg, func(*Capture) {
+		_, err := l.Transfer(t.Context(), netlab.Transfer{Bytes: 1 << 20})
+		require.NoError(t, err)
+		require.NoError(t, l.A.Quiet(t.Context()))
+	})
+	after, err := l.A.SNMP()
+	require.NoError(t, err)
+	r.identity(t, a)
+	require.Zero(t, a.Total[event.HookTCIngress].Seen)
+	require.EqualValues(t, after.Sub(before)["TcpInSegs"], a.Total[event.HookXDP].Seen)
+	require.NotZero(t, r.stored[event.HookTCEgress])
+}

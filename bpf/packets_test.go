@@ -157,17 +157,22 @@ func TestPacketsAreParsed(t *testing.T) {
 	require.NoError(t, err)
 	out, err := c.obj.load(programsProgTcEgress, false)
 	require.NoError(t, err)
+	xdp, err := c.obj.load(programsProgXdpIngress, false)
+	require.NoError(t, err)
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			for _, dir := range []event.Dir{event.DirIn, event.DirOut} {
-				p, hook := in, event.HookTCIngress
-				if dir == event.DirOut {
-					p, hook = out, event.HookTCEgress
+			for _, hook := range []event.Hook{event.HookTCIngress, event.HookTCEgress, event.HookXDP} {
+				p, dir, next := in, event.DirIn, int32(-1) // TCX_NEXT
+				switch hook {
+				case event.HookTCEgress:
+					p, dir = out, event.DirOut
+				case event.HookXDP:
+					p, next = xdp, 2 // XDP_PASS
 				}
 				before := c.Accounting().Total[hook]
 				ret, _, err := p.Test(tt.frame)
 				require.NoError(t, err)
-				require.EqualValues(t, -1, int32(ret), "must be TCX_NEXT")
+				require.EqualValues(t, next, int32(ret), "the packet goes on")
 				after := c.Accounting().Total[hook]
 				if tt.want == nil {
 					require.Equal(t, before, after)

@@ -65,9 +65,16 @@ func Probe(cfg Config) []Feature {
 		}
 		all = append(all, f)
 	}
-	all = append(all, Feature{Group: groupSockets, Name: event.HookTransmit.String(), Enabled: wantsTransmit(cfg),
-		Usable: all[len(all)-1].Usable, Reason: all[len(all)-1].Reason,
-		Fallback: "sampled by the egress program at tc, through the packet's socket"})
+	egress := all[len(all)-1]
+	xdp := Feature{Group: groupPackets, Name: event.HookXDP.String(), Enabled: cfg.Packets.Enabled && cfg.Packets.XDP}
+	if _, err := o.load(programsProgXdpIngress, false); err != nil {
+		xdp.refuse(err)
+		xdp.Fallback = event.HookTCIngress.String()
+	} else {
+		xdp.Usable = true // an interface without it is seen by tc_ingress
+	}
+	all = append(all, xdp, Feature{Group: groupSockets, Name: event.HookTransmit.String(), Enabled: wantsTransmit(cfg),
+		Usable: egress.Usable, Reason: egress.Reason, Fallback: "sampled by the egress program at tc, through the packet's socket"})
 	for _, p := range traced {
 		f := Feature{Group: p.group, Name: p.hook.String(), Enabled: p.wants(cfg)}
 		prog, err := o.load(p.name, false)

@@ -118,6 +118,7 @@ const (
 	programsProgTcpRetransmitSkb    = "tcp_retransmit_skb"
 	programsProgTcpRetransmitSynack = "tcp_retransmit_synack"
 	programsProgTcpSendReset        = "tcp_send_reset"
+	programsProgXdpIngress          = "xdp_ingress"
 	programsVarCfgCgroup            = "cfg_cgroup"
 	programsVarCfgChangesOnly       = "cfg_changes_only"
 	programsVarCfgChecksum          = "cfg_checksum"
@@ -205,6 +206,7 @@ type programsProgramSpecs struct {
 	TcpRetransmitSkb    *ebpf.ProgramSpec `ebpf:"tcp_retransmit_skb"`
 	TcpRetransmitSynack *ebpf.ProgramSpec `ebpf:"tcp_retransmit_synack"`
 	TcpSendReset        *ebpf.ProgramSpec `ebpf:"tcp_send_reset"`
+	XdpIngress          *ebpf.ProgramSpec `ebpf:"xdp_ingress"`
 }
 
 // programsMapSpecs contains maps before they are loaded into the kernel.
@@ -347,6 +349,7 @@ type programsPrograms struct {
 	TcpRetransmitSkb    *ebpf.Program `ebpf:"tcp_retransmit_skb"`
 	TcpRetransmitSynack *ebpf.Program `ebpf:"tcp_retransmit_synack"`
 	TcpSendReset        *ebpf.Program `ebpf:"tcp_send_reset"`
+	XdpIngress          *ebpf.Program `ebpf:"xdp_ingress"`
 }
 
 func (p *programsPrograms) Close() error {
@@ -370,6 +373,7 @@ func (p *programsPrograms) Close() error {
 		p.TcpRetransmitSkb,
 		p.TcpRetransmitSynack,
 		p.TcpSendReset,
+		p.XdpIngress,
 	)
 }
 

@@ -94,6 +94,8 @@ static long (*const bpf_ringbuf_output)(void *ring, void *data, __u64 size, __u6
 static __u64 (*const bpf_ringbuf_query)(void *ring, __u64 flags) = (void *)134;
 static struct tcp_sock *(*const bpf_skc_to_tcp_sock)(void *sk) = (void *)137;
 static struct tcp_request_sock *(*const bpf_skc_to_tcp_request_sock)(void *sk) = (void *)139;
+static __u64 (*const bpf_xdp_get_buff_len)(void *ctx) = (void *)188;
+static long (*const bpf_xdp_load_bytes)(void *ctx, __u32 offset, void *to, __u32 len) = (void *)189;
 
 /* The context of tc programs. The layout is ABI. */
 struct __sk_buff {

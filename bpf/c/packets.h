@@ -18,6 +18,8 @@ struct packet {
 	__u16 vlan_inner;
 	__u16 frag;
 	__u16 family; /* 4 or 6 */
+	__u32 at;     /* where find_tcp is: kept here because the verifier does not follow it here */
+	__u32 next;   /* the next header's number */
 };
 
 /* Copies of headers that are not in the linear part of the skb. */
@@ -30,93 +32,13 @@ struct copies {
 	__u32 pad;
 };
 
-/*
- * Finds the TCP header of any packet: VLAN tags, IPv4 options, IPv6 extension
- * headers, headers outside of the linear part. l4 stays 0 if there is none
- * (not TCP, a later fragment, cut short). A global function: verified once.
- */
-__noinline int find_tcp(struct __sk_buff *skb, struct packet *p, int l2)
-{
-	__u32 off = 0;
-	__u16 proto = skb->protocol;
-	union {
-		struct vlan_hdr vlan;
-		struct iphdr ip4;
-		struct ipv6hdr ip6;
-		__u8 ext[4];
-	} u;
-	__u8 next;
-
-	if (!p)
-		return 0;
-	p->vlan = p->vlan_inner = 0xffff;
-	p->frag = 0;
-	p->family = 0;
-	p->l3 = p->l4 = 0;
-	if (l2) {
-		off = offset_of(struct ethhdr, h_proto);
-		if (bpf_skb_load_bytes(skb, off, &proto, sizeof(proto)))
-			return 0;
-		off += sizeof(proto);
-		if (skb->vlan_present)
-			p->vlan = skb->vlan_tci;
-		for (int i = 0; i < 3; i++) {
-			if (proto != bpf_ntohs(ETH_P_8021Q) && proto != bpf_ntohs(ETH_P_8021AD))
-				break;
-			if (bpf_skb_load_bytes(skb, off, &u.vlan, sizeof(u.vlan)))
-				return 0;
-			if (p->vlan == 0xffff)
-				p->vlan = bpf_ntohs(u.vlan.tci);
-			else if (p->vlan_inner == 0xffff)
-				p->vlan_inner = bpf_ntohs(u.vlan.tci);
-			proto = u.vlan.proto;
-			off += sizeof(u.vlan);
-		}
-	}
-	p->l3 = off;
-	if (proto == bpf_ntohs(ETH_P_IP)) {
-		if (bpf_skb_load_bytes(skb, off, &u.ip4, sizeof(u.ip4)) || u.ip4.protocol != IPPROTO_TCP)
-			return 0;
-		p->frag = bpf_ntohs(u.ip4.frag_off);
-		if (p->frag & 0x1fff)
-			return 0;
-		p->family = 4;
-		p->l4 = off + (u.ip4.ver_ihl & 15) * 4;
-		return 0;
-	}
-	if (proto != bpf_ntohs(ETH_P_IPV6) || bpf_skb_load_bytes(skb, off, &u.ip6, sizeof(u.ip6)))
-		return 0;
-	next = u.ip6.nexthdr;
-	off += sizeof(u.ip6);
-	for (int i = 0; i < 8 && next != IPPROTO_TCP; i++) {
-		if (bpf_skb_load_bytes(skb, off, u.ext, sizeof(u.ext)))
-			return 0;
-		switch (next) {
-		case IPPROTO_HOPOPTS:
-		case IPPROTO_ROUTING:
-		case IPPROTO_DSTOPTS:
-			off += (u.ext[1] + 1) * 8;
-			break;
-		case IPPROTO_AH:
-			off += (u.ext[1] + 2) * 4;
-			break;
-		case IPPROTO_FRAGMENT:
-			p->frag = u.ext[2] << 8 | u.ext[3];
-			if (p->frag & 0xfff8)
-				return 0;
-			off += 8;
-			break;
-		default:
-			return 0;
-		}
-		next = u.ext[0];
-	}
-	if (next != IPPROTO_TCP)
-		return 0;
-	p->family = 6;
-	p->l4 = off;
-	return 0;
-}
+#define FIND_TCP  find_tcp
+#define CONTEXT   struct __sk_buff
+#define LOAD      bpf_skb_load_bytes
+#define TAGGED(c) (c)->vlan_present
+#define TAG(c)    (c)->vlan_tci
+#define PROTO(c)  (c)->protocol
+#include "find_tcp.h"
 
 /* The common case, in place: Ethernet and IP without tags, options, extensions and fragments. */
 static __always_inline int find_tcp_fast(struct __sk_buff *skb, struct packet *p)

@@ -3,6 +3,7 @@
 /* All programs in one object; user space loads those that it needs, each alone. */
 #include "packets.h"
 #include "events.h"
+#include "xdp.h"
 #include "generate.h"
 
 /*
