@@ -108,6 +108,7 @@ func (f *retransmit) CollectHost(e Emitter) { f.host.collect(&f.hostCount, e) }
 type retransmitState struct {
 	f     *retransmit
 	count retransmits
+	total uint64 // sum of count
 	bytes uint64
 
 	// What the socket had counted before the connection was followed, and how far the hooks
@@ -117,13 +118,11 @@ type retransmitState struct {
 	behindSegs, behindBy uint64
 }
 
-func (s *retransmitState) total() (n uint64) {
-	for k := range s.count {
-		for _, c := range s.count[k] {
-			n += c
-		}
-	}
-	return n
+// add counts n segments.
+func (s *retransmitState) add(kind, typ int, n uint64) {
+	s.count[kind][typ] += n
+	s.total += n
+	s.f.host[kind][typ] += n
 }
 
 // reconcile takes over what the socket counted and no hook told. At these two hooks all
@@ -137,21 +136,20 @@ func (s *retransmitState) reconcile(c *Connection, hook event.Hook, m *event.Sam
 	if !s.based {
 		s.based = true
 		if !c.Opened {
-			s.baseSegs = uint64(m.TotalRetrans) - min(s.total(), uint64(m.TotalRetrans))
+			s.baseSegs = uint64(m.TotalRetrans) - min(s.total, uint64(m.TotalRetrans))
 			s.baseBytes = m.BytesRetrans - min(s.bytes, m.BytesRetrans)
 		}
 	}
 	gap := func(socket, base, counted uint64) uint64 {
 		return max(socket, base+counted) - base - counted
 	}
-	segs := gap(uint64(m.TotalRetrans), s.baseSegs, s.total())
+	segs := gap(uint64(m.TotalRetrans), s.baseSegs, s.total)
 	by := gap(m.BytesRetrans, s.baseBytes, s.bytes)
 	n, bytes := min(segs, s.behindSegs), min(by, s.behindBy)
 	if hook == event.HookDestroySock {
 		n, bytes = segs, by
 	}
-	s.count[kindData][typeUnknown] += n
-	s.f.host[kindData][typeUnknown] += n
+	s.add(kindData, typeUnknown, n)
 	s.bytes += bytes
 	s.behindSegs, s.behindBy = segs-n, by-bytes
 }
@@ -188,9 +186,7 @@ func (s *retransmitState) Observe(ev *Event) {
 	default:
 		return
 	}
-	n := uint64(max(i.Segs, 1))
-	s.count[kind][typ] += n
-	s.f.host[kind][typ] += n
+	s.add(kind, typ, uint64(max(i.Segs, 1)))
 }
 
 // Errors of the kernel, and the mark of a packet that was sent again before.
@@ -232,6 +228,6 @@ func (s *retransmitState) Collect(c *Connection, e Emitter) {
 
 // Summarize implements Summarizer.
 func (s *retransmitState) Summarize(f *Flow) {
-	f.Retransmits += s.total()
+	f.Retransmits += s.total
 	f.RetransmitBytes = s.bytes
 }
