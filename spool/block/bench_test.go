@@ -43,7 +43,7 @@ func steady(kind event.Kind, blocks int) [][]byte {
 		return all[:min(len(all), blocks)]
 	}
 	g := newTraffic(3, 400, kind == event.KindSample)
-	g.records(200_000)
+	g.records(100_000)
 	in := g.records(2 * blocks * benchEvents)
 	var out []byte
 	for h := range event.All(in) {

@@ -4,12 +4,14 @@ package block
 
 import (
 	"bytes"
+	"encoding/hex"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -326,4 +328,29 @@ func TestShortSegmentAtTheEndOfItsMemory(t *testing.T) {
 		require.NoError(t, err)
 		requireSame(t, in, out)
 	}
+}
+
+// TestDocumentedBlock compares the bytes that docs/format.md explains with those of a Builder.
+func TestDocumentedBlock(t *testing.T) {
+	b := NewBuilder(Options{})
+	b.Add(event.Append(nil, &event.Anchor{Header: event.Header{Time: 5e12}, Session: 0xfeedfacecafef00d, Realtime: 1.7e18, TAI: 1.7e18 + 37e9, Phase: event.AnchorStart}))
+	b.Seal(nil)
+	b.Add(event.Append(nil, &event.Tick{Header: event.Header{Time: 6e12}}))
+	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "format.md"))
+	require.NoError(t, err)
+	_, dump, found := strings.Cut(string(doc), "A block of one Tick")
+	require.True(t, found)
+	var want []byte
+	for line := range strings.Lines(strings.SplitN(dump, "```", 3)[1]) {
+		line, _, _ = strings.Cut(strings.TrimSpace(line), "   ")
+		place, hexes, _ := strings.Cut(line, " ")
+		if place == "" {
+			continue
+		}
+		require.Equal(t, fmt.Sprintf("%04x", len(want)), place)
+		p, err := hex.DecodeString(strings.ReplaceAll(hexes, " ", ""))
+		require.NoError(t, err, "line %q", line)
+		want = append(want, p...)
+	}
+	require.Equal(t, want, b.Seal(nil))
 }

