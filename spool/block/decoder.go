@@ -16,9 +16,9 @@ import (
 )
 
 // Decoder reads blocks. It is for one goroutine and keeps its buffers for the next block: from the
-// second of a size on it does not allocate. What it allocates for a block is bounded by seven times
-// the size of the records, which the head declares and which is checked against MaxRaw and the
-// block's length.
+// second of a size on it does not allocate. What it allocates for a block is bounded by sixteen times
+// the size of the records (two to four times in practice), which the head declares and which is
+// checked against MaxRaw and the block's length.
 //
 // Speed on one core of a shared two-core Xeon: 50 to 75 ns for a packet and 170 to 270 ns for a sample
 // (BenchmarkDecodeSegments, BenchmarkDecodeSamples), about 120 ns for an entry of a directory
@@ -101,8 +101,7 @@ func (d *Decoder) Decode(dst, src []byte) ([]byte, error) {
 }
 
 // valuesLimit bounds the number of values in the columns of a block with raw bytes of records. No
-// kind of record has more than 0.56 a byte, its shape and template included. With 8 bytes for
-// each, a decoder's memory is below seven times that of the records.
+// kind of record has more than 0.56 a byte, its shape and template included.
 func valuesLimit(raw int) int { return raw/8*5 + 64 }
 
 // lists decodes the shapes and templates.
