@@ -5,6 +5,7 @@ package pipeline
 import (
 	"os"
 	"runtime/debug"
+	"strconv"
 	"strings"
 
 	"github.com/tcbee/tcbee-export/exporter"
@@ -27,6 +28,9 @@ func Version() string {
 	return info.Main.Version
 }
 
+// metaNetns is the key in Meta.Extra of the cookie of the recorder's network namespace, in decimal.
+const metaNetns = "netns_cookie"
+
 // HostMeta tells what is known of this host, for the head of a recording. What cannot be read
 // stays empty.
 func HostMeta() spool.Meta {
@@ -38,7 +42,12 @@ func HostMeta() spool.Meta {
 		return strings.TrimSpace(string(b))
 	}
 	host, _ := os.Hostname()
+	var extra map[string]string
+	if cookie := netnsCookie(); cookie != 0 {
+		extra = map[string]string{metaNetns: strconv.FormatUint(cookie, 10)}
+	}
 	return spool.Meta{
+		Extra:     extra,
 		Host:      host,
 		Kernel:    line("/proc/sys/kernel/osrelease"),
 		BootID:    line("/proc/sys/kernel/random/boot_id"),
@@ -49,7 +58,9 @@ func HostMeta() spool.Meta {
 
 // resource says whose metrics a recording gives: its host's, not that of the machine that replays.
 func resource(meta spool.Meta) exporter.Resource {
+	netns, _ := strconv.ParseUint(meta.Extra[metaNetns], 10, 64)
 	return exporter.Resource{
+		Netns:          netns,
 		ServiceVersion: Version(),
 		HostName:       meta.Host,
 		HostID:         meta.MachineID,
