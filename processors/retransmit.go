@@ -17,7 +17,8 @@ const retransmitSource = "tcp_retransmit_skb and tcp_retransmit_synack, weighed 
 	"Attempts which the kernel gave up before it counted them (packet still in a queue of the host, no memory, no route, window closed) are left out. " +
 	"The type follows the state of congestion avoidance: loss is timeout, recovery is fast, any other is tail_loss_probe. " +
 	"What the socket counted (tcp_info total_retrans) and the hooks did not tell is of the type unknown: a tracepoint that was not there or did not fire, " +
-	"a lost event. The kind is syn, syn_ack, fin (without payload) or data. Series other than those of data, and the type unknown, appear when they are first counted."
+	"a lost event. The kind is syn, syn_ack, fin (without payload) or data. Series other than those of data, and the type unknown, appear when they are first counted. " +
+	"Nothing is told of connections of which only packets were seen."
 
 var (
 	metricRetransmits = &Metric{
@@ -77,6 +78,7 @@ type retransmit struct {
 	count, hostCount [segmentKinds][retransmitTypes]*Series
 	io               *Series
 	host             retransmits
+	heard            bool
 }
 
 // Name implements Processor.
@@ -103,13 +105,18 @@ func (Retransmit) Bind(r *Registry) Family {
 func (f *retransmit) New(*Connection) State { return &retransmitState{f: f} }
 
 // CollectHost implements HostFamily.
-func (f *retransmit) CollectHost(e Emitter) { f.host.collect(&f.hostCount, e) }
+func (f *retransmit) CollectHost(e Emitter) {
+	if f.heard {
+		f.host.collect(&f.hostCount, e)
+	}
+}
 
 type retransmitState struct {
 	f     *retransmit
 	count retransmits
 	total uint64 // sum of count
 	bytes uint64
+	heard bool // a socket told of itself: none is none, not unknown
 
 	// What the socket had counted before the connection was followed, and how far the hooks
 	// were behind it at the last sample.
@@ -155,6 +162,9 @@ func (s *retransmitState) reconcile(c *Connection, hook event.Hook, m *event.Sam
 }
 
 func (s *retransmitState) Observe(ev *Event) {
+	if !s.heard {
+		s.heard, s.f.heard = true, true
+	}
 	if ev.Kind == event.KindSample {
 		s.reconcile(ev.Conn, ev.Hook, ev.Sample())
 		return
@@ -219,7 +229,7 @@ func sentAgain(i *event.Incident) bool {
 }
 
 func (s *retransmitState) Collect(c *Connection, e Emitter) {
-	if c.Vantage != VantageHost {
+	if c.Vantage != VantageHost || !s.heard {
 		return
 	}
 	s.count.collect(&s.f.count, e)

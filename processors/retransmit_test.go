@@ -145,3 +145,16 @@ func TestRetransmissionsThatNoHookToldAreTakenFromTheSocket(t *testing.T) {
 		})
 	}
 }
+
+func TestRetransmissionsAreUnknownWherePacketsAloneAreSeen(t *testing.T) {
+	s := newStream(t, DefaultConfig())
+	e := s.end(client, server)
+	e.cookie = 1
+	e.out("S", 1, 0, 0)
+	e.in("S.", 5, 2, 0)
+	e.out(".", 2, 6, 0)
+	require.Equal(t, VantageHost, s.flow().Vantage)
+	require.NotContains(t, s.collect(), "retransmit")
+	e.sample(event.HookTCPProbe)
+	require.Contains(t, s.collect(), "network.flow.tcp.retransmits tcbee.segment.kind=data network.tcp.retransmit.type=fast 0 ")
+}
