@@ -357,7 +357,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 hook, __u32 di
 		if (cfg_filter & FILTER_CGROUP)
 			owner.unwanted = !owner.tp || !in_cgroup((struct sock *)owner.tp);
 	} else if (cfg_filter & FILTER_CGROUP) {
-		struct packet copy = p;
+		struct packet copy = {.l3 = p.l3, .l4 = p.l4, .family = p.family};
 
 		owner.unwanted = !packet_in_cgroup(skb, &copy);
 	}
