@@ -24,7 +24,7 @@ OTELCOL   := _build/otelcol/otelcol-tcbee
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race bench generate lint fmt otelcol otelcol-test cover fuzz clean
+.PHONY: help build demo test test-race test-kernel bench generate lint fmt otelcol otelcol-test cover fuzz clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: ## all tests; as root also those that load programs into the kernel
 
 test-race: ## all tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m $(TESTFLAGS) $(PKG)
+
+test-kernel: ## capture tests in QEMU guests of other kernels (needs Debian, root, qemu-system-x86 busybox-static cpio kmod)
+	internal/kerneltest/run.sh $(KERNELS)
 
 bench: ## run the benchmarks; their figures also go to bench.json (BENCH=regexp BENCHTIME=1s COUNT=1 BENCHPKG=./...)
 	$(GO) run ./internal/benchjson -o bench.json $(GO) test -timeout 60m -run '^$$' -bench '$(BENCH)' \
