@@ -213,8 +213,8 @@ func TestBytesAllOverASegment(t *testing.T) {
 		whole, err := os.ReadFile(path)
 		require.NoError(t, err)
 		step := 3
-		if testing.Short() {
-			step = 17
+		if testing.Short() || raced {
+			step = 29
 		}
 		for at := 0; at < len(whole); at += step {
 			require.NoError(t, os.WriteFile(path, flip(at)(bytes.Clone(whole)), 0o640))

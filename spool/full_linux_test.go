@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -279,4 +280,28 @@ func TestMountVanishes(t *testing.T) {
 	got, damage := drain(t, open(t, cfg.Dir))
 	require.Empty(t, damage)
 	require.Equal(t, ids(1, 6), got)
+}
+
+// TestRecorderThatDoesNotAnswer stops the recorder: readers go on with what is closed, and say so.
+func TestRecorderThatDoesNotAnswer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for", controlTimeout)
+	}
+	cfg := testConfig(t.TempDir())
+	pid, end := startHolder(t, cfg)
+	r := open(t, cfg.Dir) // block 1 is closed by this
+	require.NoError(t, r.Close())
+	require.NoError(t, unix.Kill(pid, unix.SIGSTOP))
+	require.Eventually(t, func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err == nil && strings.Contains(string(stat), ") T ")
+	}, 5*time.Second, time.Millisecond)
+	r = open(t, cfg.Dir)
+	require.NoError(t, unix.Kill(pid, unix.SIGCONT))
+	got, damage := drain(t, r)
+	require.Empty(t, damage)
+	require.Equal(t, ids(1, 1), got)
+	require.Len(t, r.Notices(), 1)
+	require.ErrorContains(t, r.Notices()[0], "did not end its segment")
+	end(true)
 }

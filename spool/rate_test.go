@@ -136,6 +136,9 @@ func TestRetentionAtFullRate(t *testing.T) {
 		t.Skip("no /proc/self/status")
 	}
 	total, long := int64(192<<20), os.Getenv("SPOOL_RATE_BYTES")
+	if raced {
+		total = 80 << 20
+	}
 	if long != "" {
 		var err error
 		total, err = strconv.ParseInt(long, 10, 64)
@@ -163,7 +166,9 @@ func TestRetentionAtFullRate(t *testing.T) {
 				res.Bytes/1e6, res.Elapsed.Round(time.Millisecond), float64(res.Bytes)/res.Elapsed.Seconds()/1e6, res.Slowest, res.P999, res.Stats.Stalls,
 				float64(res.RSSAnon)/(1<<20), float64(res.Device)/(1<<20), float64(res.Told)/(1<<20), cfg.MaxBytes>>20, float64(res.Written)/float64(res.Bytes), res.RatesMBps)
 			require.LessOrEqual(t, res.Device, cfg.MaxBytes+cfg.MaxBytes/10)
-			require.LessOrEqual(t, res.RSSAnon, int64(64<<20))
+			if !raced {
+				require.LessOrEqual(t, res.RSSAnon, int64(64<<20))
+			}
 			require.LessOrEqual(t, float64(res.Written), 1.3*float64(res.Bytes))
 
 			r := open(t, cfg.Dir)

@@ -349,7 +349,7 @@ func (w *Writer) Append(b []byte) (ID, error) {
 func (w *Writer) present() error {
 	fi, err := os.Stat(w.cfg.Dir)
 	if err != nil || !os.SameFile(fi, w.home) {
-		return withHint(fmt.Errorf("%w: %s", ErrGone, w.cfg.Dir), "mount it again; the recording then goes on")
+		return withHint(fmt.Errorf("%w: %s", ErrGone, w.cfg.Dir), "mount it again, and the recording goes on; if it was removed, start the recording anew")
 	}
 	return nil
 }

@@ -266,6 +266,9 @@ func TestReservationCoversWrites(t *testing.T) {
 				cfg.Encryption.KeyEnv = "TEST_SPOOL_KEY"
 			}
 			w := create(t, cfg)
+			if testing.Short() || raced {
+				tt.blocks = min(tt.blocks, max(2, tt.blocks/10))
+			}
 			b := bytes.Repeat([]byte{0xff}, tt.size)
 			var s *segment
 			for range tt.blocks {
