@@ -36,8 +36,8 @@ type Config struct {
 	// Inventory records the connections that are there at the start, each with a sample and
 	// its process.
 	Inventory bool `mapstructure:"inventory"`
-	// RingBytes is the size of the ring between kernel and reader: a power of two, 0: 16 MiB
-	// for each CPU, at least 32 and at most 256 MiB.
+	// RingBytes is the size of the ring between kernel and reader: a power of two, 0: 32 MiB
+	// for each CPU, at least 64 and at most 256 MiB.
 	RingBytes int `mapstructure:"ring_bytes"`
 	// FlushAge is how long a record may stay in a slot of a quiet CPU.
 	FlushAge time.Duration `mapstructure:"flush_age"`
@@ -160,7 +160,7 @@ func (c Config) ringBytes(cpus int) int {
 	if c.RingBytes != 0 {
 		return c.RingBytes
 	}
-	n := min(max(cpus*16<<20, 32<<20), 256<<20)
+	n := min(max(cpus*32<<20, 64<<20), 256<<20)
 	return 1 << bits.Len(uint(n-1))
 }
 
