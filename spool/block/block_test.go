@@ -100,8 +100,13 @@ func TestNothingIsAllocatedInSteadyState(t *testing.T) {
 	}
 	round()
 	round()
-	// The garbage collector empties the pools in which zstd keeps its tables: a few are let pass.
-	require.Less(t, testing.AllocsPerRun(5, round), 100.0)
+	// The garbage collector empties the pools in which zstd keeps its tables: the best of some runs
+	// counts.
+	least := 1e9
+	for range 10 {
+		least = min(least, testing.AllocsPerRun(1, round))
+	}
+	require.Less(t, least, 4.0)
 }
 
 func TestInfoAndDirectoryTellWhatIsInABlock(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"unsafe"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -382,7 +383,11 @@ func (r *sectionReader) frame(dst, src []byte, off, clen, want int) ([]byte, int
 	if len(out)-start != want {
 		return nil, 0, fmt.Errorf("zstd gave %d bytes, want %d", len(out)-start, want)
 	}
-	return out, off + clen, nil
+	dst = dst[:start+want]
+	if unsafe.SliceData(out) != unsafe.SliceData(dst) {
+		copy(dst[start:], out[start:])
+	}
+	return dst, off + clen, nil
 }
 
 // read decodes the section in src, whose first byte is at offset base of the block. It sets
