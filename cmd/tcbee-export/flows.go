@@ -108,7 +108,7 @@ func (a *app) flows(cmd *cobra.Command, args []string, sel pipeline.Selection, o
 func (a *app) printFlows(flows []processors.Flow, all int) {
 	t := &table{columns: []column{
 		{title: "start (UTC)", rank: 4}, {title: "for", right: true, rank: 3}, {title: "local"}, {title: "peer"}, {title: "process", rank: 6},
-		{title: "out", right: true}, {title: "in", right: true}, {title: "retrans", right: true},
+		{title: "out", right: true}, {title: "in", right: true, rank: 2}, {title: "retrans", right: true},
 		{title: "srtt", right: true}, {title: "min rtt", right: true, rank: 7}, {title: "max cwnd", right: true, rank: 1},
 		{title: "ended"}, {title: "lost", right: true, rank: 5},
 	}}

@@ -164,6 +164,9 @@ func (a *app) getenv(name string) string {
 	return ""
 }
 
+// barDelay is how long work may take before a bar is drawn.
+const barDelay = 300 * time.Millisecond
+
 // progress shows a bar on standard error while blocks are worked off, if that is a terminal. The function that it
 // returns second takes the bar away.
 func (a *app) progress(what string, wanted bool) (pipeline.Progress, func()) {
@@ -176,7 +179,13 @@ func (a *app) progress(what string, wanted bool) (pipeline.Progress, func()) {
 		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(), progressbar.OptionSetWidth(24),
 	)
 	shown := ^uint64(0)
+	start := time.Now()
+	drawn := false
 	return func(done, all uint64) {
+			// What is done at once needs no bar.
+			if drawn = drawn || time.Since(start) > barDelay; !drawn {
+				return
+			}
 			all = max(all, 1)
 			if all != shown {
 				shown = all
@@ -184,6 +193,8 @@ func (a *app) progress(what string, wanted bool) (pipeline.Progress, func()) {
 			}
 			_ = bar.Set64(int64(min(done, all)))
 		}, func() {
-			_ = bar.Finish()
+			if drawn {
+				_ = bar.Finish()
+			}
 		}
 }
