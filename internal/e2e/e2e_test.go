@@ -229,8 +229,9 @@ func TestProbeIdentityHolds(t *testing.T) {
 		kernel["TcpInSegs"], probes, missed, kernel["TcpExtTCPBacklogCoalesce"], outside)
 	rest := kernel["TcpInSegs"] - probes - kernel["TcpExtTCPBacklogCoalesce"] - outside
 	require.GreaterOrEqual(t, rest, int64(0))
-	// On a quiet machine this is exact. On a busy one tracepoints were seen not to fire at all for a few
-	// milliseconds, for any program (up to 124 of 16,000), which no counter of the kernel tells.
+	// Mostly this is exact. But a kernel was met that does not run tracing programs, any program's, while
+	// a softirq interrupts certain tasks; ftrace shows the tracepoint then, no counter tells it (up to 145 of
+	// 10,000 probes, on a busy machine).
 	require.LessOrEqual(t, rest, missed+kernel["TcpInSegs"]/20)
 }
 
