@@ -138,6 +138,15 @@ func TestDamage(t *testing.T) {
 			func(t *testing.T, seg string) { change(t, filepath.Join(seg, sidecarName), cut(0)) },
 			all, "", nil,
 		},
+		"sidecar from before the blocks, after a loss of power": {
+			func(t *testing.T, seg string) {
+				si, err := readSidecar(seg)
+				require.NoError(t, err)
+				si = SegmentInfo{Version: Version, Number: si.Number, State: StatePrepared, Dir: seg}
+				require.NoError(t, writeSidecar(si, false))
+			},
+			all, "", nil,
+		},
 		"sidecar of a newer version": {
 			func(t *testing.T, seg string) {
 				si, err := readSidecar(seg)

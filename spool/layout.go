@@ -80,6 +80,14 @@ type SegmentInfo struct {
 	Err    error  `json:"-"` // why it cannot be read, nil if nothing is known to be wrong
 }
 
+// newest is when something last happened to the segment, for retention by age.
+func (si *SegmentInfo) newest() time.Time {
+	if si.LastAt.IsZero() { // it holds no block
+		return si.Closed
+	}
+	return si.LastAt
+}
+
 // keyOf gives the key to open the segment with: a spool may hold both kinds.
 func (si *SegmentInfo) keyOf(key []byte) []byte {
 	if !si.Encrypted {

@@ -243,7 +243,7 @@ func (w *Writer) takeOver(ctx context.Context) error {
 			if err != nil {
 				// What is broken must not keep anybody from recording. It stays as it is, and its IDs stay free.
 				w.log.Error("spool: a segment that was not closed cannot be recovered; it is left as it is", "segment", n, "error", err)
-				si = SegmentInfo{Version: Version, Number: n, State: StateActive, First: first, Last: first + mostBlocks(path), Dir: path, Err: err}
+				si = SegmentInfo{Version: Version, Number: n, State: StateActive, First: first, Last: first + mostBlocks(path), LastAt: w.now(), Dir: path, Err: err}
 				if si.Device, err = diskUse(path); err != nil {
 					return err
 				}
@@ -672,7 +672,7 @@ func (w *Writer) retain() {
 	if w.cfg.MaxAge > 0 {
 		for {
 			w.segMu.Lock()
-			old := len(w.segs) > 0 && !w.segs[0].LastAt.IsZero() && w.now().Sub(w.segs[0].LastAt) > w.cfg.MaxAge
+			old := len(w.segs) > 0 && w.now().Sub(w.segs[0].newest()) > w.cfg.MaxAge
 			w.segMu.Unlock()
 			if !old || !w.dropOldest() {
 				break

@@ -203,7 +203,18 @@ func TestSegmentsEndAtTheirAge(t *testing.T) {
 func TestRetentionByAge(t *testing.T) {
 	cfg := testConfig(t.TempDir())
 	threeSegments(t, cfg)
-	si, err := readSidecar(segmentDir(cfg.Dir, 1))
+	// An empty segment, as a recorder that never appended leaves, is no obstacle.
+	empty := SegmentInfo{Version: Version, Number: 1, State: StateClosed, First: 1, Closed: time.Now().Add(-3 * time.Hour), Dir: segmentDir(cfg.Dir, 1)}
+	for n := uint64(3); n > 0; n-- {
+		require.NoError(t, os.Rename(segmentDir(cfg.Dir, n), segmentDir(cfg.Dir, n+1)))
+		si, err := readSidecar(segmentDir(cfg.Dir, n+1))
+		require.NoError(t, err)
+		si.Number++
+		require.NoError(t, writeSidecar(si, false))
+	}
+	require.NoError(t, os.Mkdir(empty.Dir, 0o750))
+	require.NoError(t, writeSidecar(empty, false))
+	si, err := readSidecar(segmentDir(cfg.Dir, 2))
 	require.NoError(t, err)
 	si.LastAt = si.LastAt.Add(-2 * time.Hour)
 	require.NoError(t, writeSidecar(si, false))
