@@ -96,7 +96,7 @@ func (c *Capture) takeInventory(ctx context.Context, it *link.Iter) error {
 			if err := c.sampleAll(ctx, it); err != nil {
 				return err
 			}
-			return c.tellOwners(cookie, owners)
+			return c.tellOwners(ctx, cookie, owners)
 		})
 		// Without CAP_SYS_ADMIN the other namespaces stay closed: that is no fault.
 		if err != nil && (ns == c.ns || !errors.Is(err, unix.EPERM)) {
@@ -175,13 +175,12 @@ func processes() map[uint32]owner {
 }
 
 // tellOwners records the process of each socket of the current namespace.
-func (c *Capture) tellOwners(cookie uint64, owners map[uint32]owner) error {
+func (c *Capture) tellOwners(ctx context.Context, cookie uint64, owners map[uint32]owner) error {
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		socks, err := netlink.SocketDiagTCP(family)
 		if err != nil {
 			return fmt.Errorf("list the sockets' processes: %w", err)
 		}
-		c.mu.Lock()
 		for _, s := range socks {
 			o, known := owners[s.INode]
 			if !known || s.INode == 0 {
@@ -199,12 +198,34 @@ func (c *Capture) tellOwners(cookie uint64, owners map[uint32]owner) error {
 			if s.ID.Source.To4() == nil || s.ID.Destination.To4() == nil {
 				in.Family = 6
 			}
-			c.side = event.Append(c.side, &in)
-			c.inventory.told.Add(1)
+			if err := c.tellOwner(ctx, &in); err != nil {
+				return err
+			}
 		}
-		c.mu.Unlock()
 	}
 	return nil
+}
+
+// sideMax is how many bytes of an inventory may wait for the reader.
+const sideMax = 1 << 20
+
+// tellOwner records an incident of the inventory, no faster than the reader takes them.
+func (c *Capture) tellOwner(ctx context.Context, in *event.Incident) error {
+	for {
+		c.mu.Lock()
+		if len(c.side) < sideMax {
+			c.side = event.Append(c.side, in)
+			c.inventory.told.Add(1)
+			c.mu.Unlock()
+			return nil
+		}
+		c.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // mapped returns an address as records have it.
