@@ -60,6 +60,7 @@ type Builder struct {
 	dirs   [][]uint64
 	dirHnt []hint
 	w      sectionWriter
+	pred   event.Sample
 
 	events      int
 	raw         int
@@ -419,9 +420,9 @@ func (b *Builder) sack(e *event.Segment, t *template, l *lane) {
 
 // sample encodes what follows the header.
 func (b *Builder) sample(e *event.Sample, c *conn, s int) {
-	var pred event.Sample
-	b.expectSample(&pred, c, s)
-	b.deriveSample(&pred, e, c, s, e.Time)
+	pred := &b.pred
+	b.expectSample(pred, c, s)
+	b.deriveSample(pred, e, c, s, e.Time)
 	b.diff(&structs[event.KindSample], &sampleBit, bodyOf(&e.Header, sampleWords), bodyOf(&pred.Header, sampleWords))
 	b.keepSample(c, e)
 }
