@@ -193,17 +193,18 @@ func TestProbeIdentityHolds(t *testing.T) {
 	kernel := snmp(t, lab.A).Sub(before)
 	rec.stop(t)
 
-	// When the socket was ESTABLISHED.
+	// When the socket was ESTABLISHED: from the ACK that ends the handshake to its FIN, before which
+	// all data was acknowledged.
 	var from, to uint64
 	records(t, spoolDir, func(h *event.Header) {
-		if h.Hook != event.HookSetState {
+		if h.Hook != event.HookTCEgress {
 			return
 		}
-		switch i := h.Incident(); {
-		case i.NewState == event.Established:
-			from = h.Time
-		case i.OldState == event.Established:
+		switch flags := h.Segment().TCPFlags; {
+		case flags&event.FIN != 0 && to == 0:
 			to = h.Time
+		case flags&event.SYN == 0 && (from == 0 || h.Time < from):
+			from = h.Time
 		}
 	})
 	require.NotZero(t, from)
