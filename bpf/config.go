@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bpf captures TCP in the kernel: it loads the programs of bpf/c, attaches them, and
-// hands out batches of event records. It is the only package that knows cilium/ebpf.
 package bpf
 
 import (
