@@ -36,11 +36,13 @@ build: ## build bin/tcbee-export
 demo: build ## a lossy link, a transfer over it, and its metrics, live (root; without, a recorded one is shown)
 	./$(BIN) demo
 
+# One package after the other: hooks and counters are those of the whole machine, and what captures is held
+# against clocks and counters.
 test: ## all tests; as root also those that load programs into the kernel
-	$(GO) test -timeout 20m $(TESTFLAGS) $(PKG)
+	$(GO) test -p 1 -timeout 20m $(TESTFLAGS) $(PKG)
 
 test-race: ## all tests under the race detector (needs a C compiler)
-	CGO_ENABLED=1 $(GO) test -race -timeout 30m $(TESTFLAGS) $(PKG)
+	CGO_ENABLED=1 $(GO) test -race -p 1 -timeout 30m $(TESTFLAGS) $(PKG)
 
 test-kernel: ## capture tests in QEMU guests of other kernels (needs Debian, root, qemu-system-x86 busybox-static cpio kmod)
 	internal/kerneltest/run.sh $(KERNELS)
