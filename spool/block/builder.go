@@ -73,6 +73,8 @@ type Builder struct {
 	begin  Anchor // of this block
 	isOpen bool   // begin is set
 	filter []byte
+
+	connects connects // whose port is not known yet
 }
 
 // NewBuilder returns a Builder for options that Validate accepts; it panics for others.
@@ -114,6 +116,7 @@ func (b *Builder) reset() {
 	b.kinds = [Kinds]uint64{}
 	b.hooks = [event.Hooks]uint64{}
 	b.begin, b.isOpen = b.now, b.isNow
+	b.connects.reset()
 }
 
 // Events returns the number of records added since the last Seal.
@@ -210,7 +213,7 @@ func (b *Builder) add(h *event.Header) {
 		c.cookie[cl] = h.Cookie
 	}
 	if h.Cookie != 0 {
-		b.cookie, c.digest.cookie = h.Cookie, h.Cookie
+		b.cookie = h.Cookie
 	}
 	want := c.expectSockSeq(h.Cookie)
 	if h.SockSeq != want {
@@ -233,6 +236,9 @@ func (b *Builder) add(h *event.Header) {
 	case event.KindSegment:
 		e := h.Segment()
 		d.segment(e, s)
+		if e.TCPFlags&event.SYN != 0 && opens(h) {
+			b.connects.join(d, h.Cookie)
+		}
 		mask |= b.segment(e, c, s)
 		shape |= uint64(e.TCPFlags) << flagShift
 	case event.KindSample:
@@ -243,6 +249,12 @@ func (b *Builder) add(h *event.Header) {
 		switch h.Kind {
 		case event.KindIncident:
 			d.incident(h.Incident())
+			switch {
+			case h.LocalPort == 0 && h.PeerPort != 0 && h.Hook == event.HookSetState && h.Incident().NewState == event.SynSent:
+				b.connects.add(h)
+			case opens(h):
+				b.connects.join(d, h.Cookie)
+			}
 		case event.KindAnchor:
 			a := h.Anchor()
 			b.now = Anchor{Time: a.Time, Session: a.Session, Realtime: a.Realtime, TAI: a.TAI, Uncertainty: a.Uncertainty}

@@ -19,75 +19,68 @@ const (
 	SeenFINOut
 	SeenSYNOut
 	SeenRSTOut
+	SeenLife       // a record that makes a connection: all but RSTs, lone FINs, closings and drops
+	SeenSocket     // a record of its own full socket
+	SeenStated     // inet_sock_set_state told of it
+	SeenClient     // Local opened it
+	SeenServer     // Peer opened it
+	SeenOpening    // its opening: a SYN without ACK, SYN_SENT, or ESTABLISHED that came of one
+	SeenSynRetry   // its SYN was sent again
+	SeenResetTaken // the kernel accepted a RST (tcp_receive_reset)
+	SeenElsewhere  // segments at a second interface or hook: they are not counted
+	SeenSeveral    // its ends belong to more than one connection in this block
+)
+
+// Values of Entry.Over: how a connection ended as its segments show it.
+const (
+	OverNone          = 0
+	OverClosed        = 1 // both FINs were acknowledged
+	OverResetSent     = 2
+	OverResetReceived = 3
 )
 
 // Entry is what a block's directory tells of one connection: who, when, how much, and a digest
-// of its records in this block. Counters are of this block alone; add them over blocks.
+// of its records in this block. Counters are of this block alone; add them over blocks. Times are ns of
+// CLOCK_MONOTONIC, 0 if there was none. "Last" is by time: CPUs hand their records over apart.
+//
+// The digest follows the rules by which package processors counts, so that sums over blocks give the
+// same: payload and wire segments of a direction count at one point, the interface and hook where
+// that direction was seen first in the block.
 type Entry struct {
 	Netns     uint64
-	Cookie    uint64 // the last one that was not 0
+	Cookie    uint64 // its full socket's, or else that of a packet which left it; 0 none
 	Local     netip.AddrPort
 	Peer      netip.AddrPort
 	Family    uint8
 	Segments  uint32 // records by kind
 	Samples   uint32
 	Incidents uint32
-	First     uint64 // time of its first record in the block, ns CLOCK_MONOTONIC
+	First     uint64 // time of its first record in the block
 	Last      uint64
 
-	BytesIn     uint64 // payload
-	BytesOut    uint64
-	SegsIn      uint64 // on the wire
-	SegsOut     uint64
-	Retransmits uint64         // wire segments: Segs of incidents of tcp_retransmit_skb and _synack
-	SRTT        uint32         // µs, of the last sample; 0 none
-	MaxCwnd     uint32         // segments, largest of the samples; 0 none
-	State       event.TCPState // the last known, by inet_sock_set_state and samples; 0 unknown
-	Seen        uint8          // Seen bits: flags of segments, and resets by their tracepoints
-}
+	BytesIn         uint64 // payload
+	BytesOut        uint64
+	SegsIn          uint64 // on the wire
+	SegsOut         uint64
+	Retransmits     uint64         // wire segments that the kernel counted as sent again
+	RetransmitBytes uint64         // their payload
+	TotalRetrans    uint64         // what the socket had counted of these since it was made, at its last sample of tcp_probe or tcp_destroy_sock
+	BytesRetrans    uint64         // the same of their payload
+	SRTT            uint32         // µs, of the last sample that has one; 0 none
+	MinRTT          uint32         // µs, the same
+	MaxCwnd         uint32         // segments, largest of the samples; 0 none
+	State           event.TCPState // the last known, by inet_sock_set_state and samples; 0 unknown
+	Seen            uint32         // Seen bits: flags of segments, resets by their tracepoints, and what else was there
 
-// digest is what a connection's directory entry holds beyond its key.
-type digest struct {
-	first, last uint64
-	kinds       [3]uint32
-	bytes       [2]uint64
-	segs        [2]uint64
-	retransmits uint64
-	cookie      uint64
-	srtt        uint32
-	cwnd        uint32
-	state       event.TCPState
-	seen        uint8
-}
-
-func (d *digest) segment(e *event.Segment, s int) {
-	d.kinds[0]++
-	d.bytes[s&1] += uint64(e.PayloadLen)
-	d.segs[s&1] += uint64(e.GSOSegs)
-	d.seen |= uint8(e.TCPFlags&7) << (3 * uint(s&1))
-}
-
-func (d *digest) sample(e *event.Sample) {
-	d.kinds[1]++
-	d.state = e.State
-	if e.Present&event.HasTCP != 0 {
-		d.srtt = e.RTT
-		d.cwnd = max(d.cwnd, e.SndCwnd)
-	}
-}
-
-func (d *digest) incident(e *event.Incident) {
-	d.kinds[2]++
-	switch e.Hook {
-	case event.HookSetState:
-		d.state = e.NewState
-	case event.HookRetransmitSKB, event.HookRetransmitSynAck:
-		d.retransmits += uint64(e.Segs)
-	case event.HookSendReset:
-		d.seen |= SeenRSTOut
-	case event.HookReceiveReset:
-		d.seen |= SeenRSTIn
-	}
+	Opened      uint64         // first SYN without ACK, or SYN_SENT; that can be before First, when no port was chosen yet
+	Established uint64         // end of the handshake, by the socket or by segments, whichever was first
+	Closed      uint64         // the socket's change to CLOSE, or its last sample
+	From        event.TCPState // the state that it left for CLOSE; 0: that was not seen
+	AtClose     uint32         // of SeenRSTOut, SeenResetTaken and SeenSynRetry: what had been seen before Closed
+	Ended       uint64         // the first RST, or the acknowledgment of the second FIN
+	Over        uint8          // how that ended it: Over values
+	PID         uint32         // thread group that opened it or listens, 0 unknown
+	Comm        [16]byte       // that thread's name
 }
 
 // fillDirectory sets the columns of the directory.
@@ -106,6 +99,12 @@ func (b *Builder) fillDirectory() {
 		d := &c.digest
 		if i == 0 {
 			*d = digest{first: b.first, last: b.first} // the host's is not kept
+		}
+		since := func(t uint64) uint64 {
+			if t == 0 {
+				return 0
+			}
+			return t - d.first + 1
 		}
 		diff(dirNetns, c.key[0])
 		put(dirFamily, c.key[5]>>48&0xff)
@@ -130,6 +129,22 @@ func (b *Builder) fillDirectory() {
 		put(dirCwnd, uint64(d.cwnd))
 		put(dirState, uint64(d.state))
 		put(dirSeen, uint64(d.seen))
+		put(dirRetransmitBytes, d.retransmitBytes)
+		put(dirTotalRetrans, d.total)
+		put(dirBytesRetrans, d.totalBytes)
+		put(dirMinRTT, uint64(d.minRTT))
+		opened := uint64(0)
+		if d.opened != 0 {
+			opened = d.opened - b.first + 1
+		}
+		put(dirOpened, opened)
+		put(dirEstablished, since(d.established))
+		put(dirClosed, since(d.closed))
+		put(dirEnded, since(d.ended))
+		put(dirHow, uint64(d.from)&(1<<howOver-1)|uint64(d.over)<<howOver|uint64(packClose(d.atClose))<<howAtClose)
+		put(dirPID, uint64(d.pid))
+		put(dirCommLo, binary.LittleEndian.Uint64(d.comm[:8]))
+		put(dirCommHi, binary.LittleEndian.Uint64(d.comm[8:]))
 	}
 	for i, v := range b.dirs {
 		if zeros(v) {
@@ -219,6 +234,19 @@ func (d *Decoder) Directory(dst []Entry, src []byte) ([]Entry, error) {
 		k := ks.at(i)
 		cookie += unzigzag(c[dirCookie][i])
 		first := h.First + c[dirFirst][i]
+		at := func(col int) uint64 {
+			if c[col][i] == 0 {
+				return 0
+			}
+			return first + c[col][i] - 1
+		}
+		opened := c[dirOpened][i]
+		if opened != 0 {
+			opened += h.First - 1
+		}
+		var comm [16]byte
+		binary.LittleEndian.PutUint64(comm[:8], c[dirCommLo][i])
+		binary.LittleEndian.PutUint64(comm[8:], c[dirCommHi][i])
 		dst = append(dst, Entry{
 			Netns:       k[0],
 			Cookie:      cookie,
@@ -238,7 +266,21 @@ func (d *Decoder) Directory(dst []Entry, src []byte) ([]Entry, error) {
 			SRTT:        uint32(c[dirSRTT][i]),
 			MaxCwnd:     uint32(c[dirCwnd][i]),
 			State:       event.TCPState(c[dirState][i]),
-			Seen:        uint8(c[dirSeen][i]),
+			Seen:        uint32(c[dirSeen][i]),
+
+			RetransmitBytes: c[dirRetransmitBytes][i],
+			TotalRetrans:    c[dirTotalRetrans][i],
+			BytesRetrans:    c[dirBytesRetrans][i],
+			MinRTT:          uint32(c[dirMinRTT][i]),
+			Opened:          opened,
+			Established:     at(dirEstablished),
+			Closed:          at(dirClosed),
+			Ended:           at(dirEnded),
+			From:            event.TCPState(c[dirHow][i] & (1<<howOver - 1)),
+			Over:            uint8(c[dirHow][i] >> howOver & (1<<(howAtClose-howOver) - 1)),
+			AtClose:         unpackClose(uint32(c[dirHow][i] >> howAtClose)),
+			PID:             uint32(c[dirPID][i]),
+			Comm:            comm,
 		})
 	}
 	return dst, nil

@@ -277,11 +277,24 @@ const (
 	dirCwnd
 	dirState
 	dirSeen
+	dirRetransmitBytes
+	dirMinRTT
+	dirOpened
+	dirEstablished
+	dirClosed
+	dirEnded
+	dirHow
+	dirPID
+	dirCommLo
+	dirCommHi
+	dirTotalRetrans
+	dirBytesRetrans
 	dirColumns
 )
 
 var dirNames = [dirColumns]string{"netns", "family", "local_hi", "local_lo", "peer_hi", "peer_lo", "local_port", "peer_port",
 	"cookie", "first", "last", "segments", "samples", "incidents", "bytes_in", "bytes_out", "segs_in", "segs_out", "retransmits",
-	"srtt", "cwnd", "state", "seen"}
+	"srtt", "cwnd", "state", "seen", "retransmit_bytes", "min_rtt", "opened", "established", "closed", "ended", "how", "pid", "comm_lo", "comm_hi",
+	"total_retrans", "bytes_retrans"}
 
 func dirName(id int) string { return dirNames[id] }
