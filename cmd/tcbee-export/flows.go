@@ -35,6 +35,7 @@ func (a *app) flowsCommand() *cobra.Command {
 		limit int
 		names []string
 		part  *selectionFlags
+		exact bool
 	)
 	for _, o := range flowOrders {
 		names = append(names, o.name)
@@ -44,6 +45,10 @@ func (a *app) flowsCommand() *cobra.Command {
 		Short: "List the connections in a spool",
 		Long: `Lists the connections in a spool: who, when, payload bytes, retransmitted segments, the last smoothed RTT, the
 largest congestion window, and how each ended. On a terminal that is too narrow some columns are left out.
+
+It adds up the directories of the spool's blocks, which takes a hundredth of the time of replay and gives the same
+numbers for ordinary connections. Goodput is not among them. Where packets pass several interfaces of this host, where
+only packets were recorded, or where every last one counts, --exact works off the events themselves.
 ` + selectionHelp,
 		Example: `  tcbee-export flows /var/lib/tcbee --sort bytes --limit 20
   tcbee-export flows /var/lib/tcbee --from -5m --connection 10.0.0.0/8:443
@@ -65,19 +70,20 @@ largest congestion window, and how each ended. On a terminal that is too narrow 
 			if err != nil {
 				return err
 			}
-			return a.flows(cmd, args, sel, flowOrders[at].compare, limit)
+			return a.flows(cmd, args, sel, exact, flowOrders[at].compare, limit)
 		},
 	}
 	part = a.selectionFlags(cmd)
 	f := cmd.Flags()
 	f.StringVar(&sort, "sort", "start", "order: "+strings.Join(names, ", "))
 	f.IntVarP(&limit, "limit", "n", 0, "list only the first `N` (default all)")
+	f.BoolVar(&exact, "exact", false, "work off every event, as replay does, instead of adding up what blocks say of themselves")
 	complete(cmd, "sort", names...)
 	a.jsonFlag(cmd)
 	return cmd
 }
 
-func (a *app) flows(cmd *cobra.Command, args []string, sel pipeline.Selection, order func(a, b *processors.Flow) int, limit int) (err error) {
+func (a *app) flows(cmd *cobra.Command, args []string, sel pipeline.Selection, exact bool, order func(a, b *processors.Flow) int, limit int) (err error) {
 	ctx := cmd.Context()
 	r, dir, err := a.openSpool(ctx, args)
 	if err != nil {
@@ -85,7 +91,7 @@ func (a *app) flows(cmd *cobra.Command, args []string, sel pipeline.Selection, o
 	}
 	defer func() { err = errors.Join(err, spoolError(dir, r.Close())) }()
 	progress, done := a.progress("flows", true)
-	flows, damaged, err := pipeline.Flows(ctx, r, pipeline.FlowOptions{Process: a.cfg.Process, Select: sel}, progress)
+	flows, damaged, err := pipeline.Flows(ctx, r, pipeline.FlowOptions{Process: a.cfg.Process, Select: sel, Exact: exact}, progress)
 	done()
 	if err != nil {
 		return err
@@ -98,11 +104,30 @@ func (a *app) flows(cmd *cobra.Command, args []string, sel pipeline.Selection, o
 		flows = flows[:limit]
 	}
 	if a.json {
-		err = printJSON(a.stdout, flows)
+		if exact {
+			err = printJSON(a.stdout, flows)
+		} else {
+			err = printJSON(a.stdout, withoutGoodput(flows))
+		}
 	} else {
 		a.printFlows(flows, all)
 	}
 	return errors.Join(err, damageError(damaged))
+}
+
+// digestFlow is a connection of which no goodput is known.
+type digestFlow struct {
+	*processors.Flow
+	GoodputOut *uint64 `json:"goodput_out,omitempty"`
+	GoodputIn  *uint64 `json:"goodput_in,omitempty"`
+}
+
+func withoutGoodput(flows []processors.Flow) []digestFlow {
+	list := make([]digestFlow, len(flows))
+	for i := range flows {
+		list[i].Flow = &flows[i]
+	}
+	return list
 }
 
 func (a *app) printFlows(flows []processors.Flow, all int) {
