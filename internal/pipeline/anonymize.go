@@ -164,6 +164,11 @@ func (a *anonymizer) block(ctx context.Context, id spool.ID, src []byte) error {
 	for h := range event.All(a.raw) {
 		a.record(h)
 	}
+	if a.build.Full(len(a.raw)) {
+		if err := a.seal(); err != nil {
+			return err
+		}
+	}
 	a.build.Add(a.raw)
 	return a.seal()
 }

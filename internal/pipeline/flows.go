@@ -43,6 +43,12 @@ func Flows(ctx context.Context, r *spool.Reader, opts FlowOptions, progress Prog
 	if !opts.Exact {
 		return list(ctx, r, opts.Process, sel, progress)
 	}
+	var ranges []idRange
+	if sel != nil {
+		if ranges, err = sel.ranges(ctx, r); err != nil {
+			return nil, nil, err
+		}
+	}
 	read, err := newReader(metaOf(r), ReadOptions{Process: opts.Process, Export: exporter.DefaultConfig()}, nil)
 	if err != nil {
 		return nil, nil, err
@@ -59,7 +65,7 @@ func Flows(ctx context.Context, r *spool.Reader, opts FlowOptions, progress Prog
 		slices.SortFunc(flows[begin:], func(a, b processors.Flow) int { return int(int64(a.ID - b.ID)) })
 		begin = len(flows)
 	}
-	err = eachBlock(ctx, r, progress, &damaged, func(id spool.ID, src []byte) error {
+	err = eachSelected(ctx, r, ranges, progress, &damaged, func(id spool.ID, src []byte) error {
 		err := read.feed(ctx, id, src)
 		flows = read.table.TakeEnded(flows) // so that what is held is what is open
 		return err

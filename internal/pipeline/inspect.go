@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"time"
 
 	"github.com/tcbee/tcbee-export/bpf/event"
@@ -93,18 +94,46 @@ func inspect(ctx context.Context, r *spool.Reader, progress Progress, all bool) 
 // eachBlock calls fn for every block that can be read. Damage, in the spool or told by fn as an error
 // of the codec, is noted and passed over; any other error ends it.
 func eachBlock(ctx context.Context, r *spool.Reader, progress Progress, damaged *[]Damage, fn func(spool.ID, []byte) error) error {
+	return eachSelected(ctx, r, nil, progress, damaged, fn)
+}
+
+// eachSelected is eachBlock for the blocks in the ranges, or for all of them if ranges is nil.
+func eachSelected(ctx context.Context, r *spool.Reader, ranges []idRange, progress Progress, damaged *[]Damage, fn func(spool.ID, []byte) error) error {
 	all, _ := r.Size()
+	if ranges != nil {
+		all = 0
+		for _, x := range ranges {
+			all += uint64(x.last-x.first) + 1
+		}
+	}
+	last := spool.ID(math.MaxUint64)
+	next := spool.ID(0)
 	for done := uint64(0); ; done++ {
 		if progress != nil {
 			progress(done, all)
 		}
+		if ranges != nil && (next == 0 || next > last) {
+			if len(ranges) == 0 {
+				return nil
+			}
+			if ranges[0].first != next {
+				if err := r.Seek(ranges[0].first); err != nil {
+					return err
+				}
+			}
+			last, ranges = ranges[0].last, ranges[1:]
+		}
 		id, src, err := r.Next(ctx)
+		next = id + 1
 		var hurt *spool.DamageError
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
 		case errors.As(err, &hurt):
 			*damaged = append(*damaged, Damage{Block: hurt.First, Err: err, Text: err.Error()})
+			if next = hurt.Last + 1; hurt.Last == 0 {
+				next = hurt.First // it is not known where it goes on
+			}
 			continue
 		case err != nil:
 			return err

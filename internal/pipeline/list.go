@@ -243,6 +243,13 @@ func list(ctx context.Context, r *spool.Reader, cfg processors.Config, sel *sele
 	if err := cfg.Validate(); err != nil {
 		return nil, nil, err
 	}
+	var ranges []idRange
+	if sel != nil {
+		var err error
+		if ranges, err = sel.ranges(ctx, r); err != nil {
+			return nil, nil, err
+		}
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	var (
 		wg      sync.WaitGroup
@@ -272,7 +279,7 @@ func list(ctx context.Context, r *spool.Reader, cfg processors.Config, sel *sele
 	wg.Go(func() {
 		defer close(order)
 		defer close(work)
-		readErr = eachBlock(ctx, r, progress, &damaged, func(id spool.ID, src []byte) error {
+		readErr = eachSelected(ctx, r, ranges, progress, &damaged, func(id spool.ID, src []byte) error {
 			info, err := block.ReadInfo(src)
 			if err != nil {
 				return err

@@ -198,10 +198,14 @@ func Replay(ctx context.Context, r *spool.Reader, opts ReadOptions, sink Sink, p
 	if err != nil {
 		return result, err
 	}
+	var ranges []idRange
 	if sel != nil {
 		read.part = newPart(sel)
+		if ranges, err = sel.ranges(ctx, r); err != nil {
+			return result, err
+		}
 	}
-	err = eachBlock(ctx, r, progress, &result.Damaged, func(id spool.ID, src []byte) error {
+	err = eachSelected(ctx, r, ranges, progress, &result.Damaged, func(id spool.ID, src []byte) error {
 		result.Blocks++
 		return read.feed(ctx, id, src)
 	})

@@ -384,6 +384,68 @@ func (s *selector) window(info *block.Info) (lo, hi uint64) {
 	return lo, hi
 }
 
+// stretchMargin is how far blocks of a session may be out of order in time: CPUs hand their records over apart, but within a second.
+const stretchMargin = uint64(5 * time.Second)
+
+// idRange is blocks that are read.
+type idRange struct{ first, last spool.ID }
+
+// ranges leaves out segments that lie outside of the window, by the heads of their first and last blocks; nil is everything. Of those
+// behind the window the first block stays, so that it is known that the session goes on. r is at its beginning afterwards.
+func (s *selector) ranges(ctx context.Context, r *spool.Reader) ([]idRange, error) {
+	segs := r.Segments()
+	if s.from == math.MinInt64 && s.to == math.MaxInt64 || len(segs) < 3 {
+		return nil, nil
+	}
+	head := func(id spool.ID) (block.Info, bool, error) {
+		if err := r.Seek(id); err != nil {
+			return block.Info{}, false, err
+		}
+		got, src, err := r.Next(ctx)
+		if ctx.Err() != nil {
+			return block.Info{}, false, ctx.Err()
+		}
+		if err != nil || got != id {
+			return block.Info{}, false, nil // it is told when it is read in its turn
+		}
+		info, err := block.ReadInfo(src)
+		return info, err == nil && info.Anchored, nil
+	}
+	var list []idRange
+	for _, seg := range segs {
+		if seg.Err != nil {
+			return nil, r.Seek(0) // what is damaged is told where it is met
+		}
+		if seg.Blocks == 0 {
+			continue
+		}
+		last, lastOK, err := head(seg.Last)
+		if err != nil {
+			return nil, err
+		}
+		first, firstOK, err := head(seg.First)
+		if err != nil {
+			return nil, err
+		}
+		use := idRange{seg.First, seg.Last}
+		if firstOK && lastOK && first.Anchor.Session == last.Anchor.Session {
+			lo, _ := s.window(&last)
+			_, hi := s.window(&first)
+			switch {
+			case lo > stretchMargin && last.Last < lo-stretchMargin:
+				continue
+			case first.First > stretchMargin && first.First-stretchMargin > hi:
+				use.last = use.first
+			}
+		}
+		list = append(list, use)
+	}
+	if list == nil {
+		list = []idRange{}
+	}
+	return list, r.Seek(0)
+}
+
 // holds reports whether the block can have records of a selected connection. True may be wrong.
 func (s *selector) holds(info *block.Info, src []byte) (bool, error) {
 	if len(s.patterns) == 0 {

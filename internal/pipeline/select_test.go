@@ -3,15 +3,18 @@
 package pipeline
 
 import (
+	"bytes"
 	"context"
 	"net/netip"
 	"testing"
 	"time"
 
+	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
 
 	"github.com/tcbee/tcbee-export/processors"
 	"github.com/tcbee/tcbee-export/spool"
+	"github.com/tcbee/tcbee-export/spool/block"
 )
 
 func TestParsePattern(t *testing.T) {
@@ -204,4 +207,70 @@ func TestSelectionTakesATime(t *testing.T) {
 	_, _, err := Flows(context.Background(), openSpool(t, dir), FlowOptions{Process: processors.DefaultConfig(), Select: Selection{From: moment(t, "2s"), To: moment(t, "1s")}}, nil)
 	var sel *SelectionError
 	require.ErrorAs(t, err, &sel)
+}
+
+func TestSelectionLeavesSegmentsOutUnread(t *testing.T) {
+	ctx := context.Background()
+	dir := t.TempDir()
+	w := newSpool(t, dir)
+	src := traffic(1, 5*ms, 60, true)
+	b := block.NewBuilder(block.Options{})
+	for i, batch := range src.batches {
+		b.Add(batch)
+		if i%30 == 29 || i == len(src.batches)-1 {
+			_, err := w.Append(b.Seal(nil))
+			require.NoError(t, err)
+		}
+		if i%180 == 179 { // ten segments of six seconds
+			require.NoError(t, w.Rotate(ctx))
+		}
+	}
+	require.NoError(t, w.Close())
+	for name, sel := range map[string]Selection{
+		"middle": {From: moment(t, "29s"), To: moment(t, "31500ms")},
+		"begin":  {To: moment(t, "1s")},
+		"end":    {From: moment(t, "-1s")},
+		"all":    {From: moment(t, "0s"), To: moment(t, "-0s")},
+		"none":   {From: moment(t, "2031-01-01")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := openSpool(t, dir)
+			s, err := sel.resolve(ctx, r)
+			require.NoError(t, err)
+			ranges, err := s.ranges(ctx, r)
+			require.NoError(t, err)
+			var some, every, least []Damage
+			read := 0
+			p := newPart(s)
+			var got []byte
+			require.NoError(t, eachSelected(ctx, r, ranges, nil, &some, func(_ spool.ID, src []byte) error {
+				read++
+				batch, err := p.block(src)
+				got = append(got, batch...)
+				return err
+			}))
+			got = p.finish(got)
+			require.NoError(t, r.Seek(0))
+			all := 0
+			p = newPart(s)
+			var want []byte
+			require.NoError(t, eachBlock(ctx, r, nil, &every, func(_ spool.ID, src []byte) error {
+				all++
+				batch, err := p.block(src)
+				want = append(want, batch...)
+				return err
+			}))
+			want = p.finish(want)
+			require.True(t, bytes.Equal(want, got), "what is left out makes no difference")
+			require.Equal(t, least, some)
+			require.Equal(t, least, every)
+			if name == "all" {
+				require.Equal(t, all, read)
+			} else {
+				require.Less(t, read, all/2)
+			}
+			fast, exact := bothWays(t, dir, sel)
+			require.Empty(t, gocmp.Diff(exact, fast, sameFlow))
+		})
+	}
 }
