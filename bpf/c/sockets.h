@@ -41,10 +41,14 @@ static __always_inline struct sock_state *sock_state(struct sock *sk, __u64 cook
 {
 	struct sock_state *st = bpf_sk_storage_get(&sock_states, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 
-	if (st && st->cookie != cookie) {
-		st->cookie = cookie;
-		st->seq = 0;
-		st->digest = 0;
+	if (st && unlikely(st->cookie != cookie)) {
+		__u64 old = st->cookie;
+
+		/* New storage is zero, and two CPUs may meet a new socket at once: only one starts anew, and only an old one. */
+		if (__sync_val_compare_and_swap(&st->cookie, old, cookie) == old && old) {
+			st->seq = 0;
+			st->digest = 0;
+		}
 	}
 	return st;
 }
