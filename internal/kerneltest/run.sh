@@ -126,7 +126,7 @@ guest() {
 		done </modules
 		ip link set lo up
 		mkdir -p /dev/net; [ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200
-		export TCBEE_KERNELTEST=1
+		export KERNELTEST=1
 		echo "kernel \$(uname -r)"
 		[ ! -x /tests/tcbee-export ] || { echo '=== doctor'; /tests/tcbee-export doctor; }
 		for t in /tests/*.test; do
