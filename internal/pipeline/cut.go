@@ -159,12 +159,14 @@ func Cut(ctx context.Context, r *spool.Reader, dir string, enc spool.Encryption,
 	if err != nil {
 		return result, err
 	}
+	var last clock
 	err = eachBlock(ctx, r, progress, &result.Damaged, func(id spool.ID, src []byte) error {
 		info, err := block.ReadInfo(src)
 		if err != nil {
 			return err
 		}
 		result.Source.add(&info)
+		last.carry(&info)
 		if info.Anchored && whole[info.Anchor.Session] {
 			if err := c.take(ctx, 0, p.pass(&info)); err != nil {
 				return err
@@ -278,10 +280,14 @@ func (s *selector) wholeSessions(ctx context.Context, r *spool.Reader) (map[uint
 		return whole, nil
 	}
 	var damaged []Damage
+	var last clock
 	err := eachBlock(ctx, r, nil, &damaged, func(_ spool.ID, src []byte) error {
 		info, err := block.ReadInfo(src)
-		if err != nil || !info.Anchored {
+		if err != nil {
 			return err
+		}
+		if last.carry(&info); !info.Anchored {
+			return nil
 		}
 		lo, hi := s.window(&info)
 		in, seen := whole[info.Anchor.Session]

@@ -279,11 +279,13 @@ func list(ctx context.Context, r *spool.Reader, cfg processors.Config, sel *sele
 	wg.Go(func() {
 		defer close(order)
 		defer close(work)
+		var last clock
 		readErr = eachSelected(ctx, r, ranges, progress, &damaged, func(id spool.ID, src []byte) error {
 			info, err := block.ReadInfo(src)
 			if err != nil {
 				return err
 			}
+			last.carry(&info)
 			in, err := wanted(sel, &info, src)
 			if err != nil {
 				return err

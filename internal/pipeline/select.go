@@ -364,6 +364,20 @@ func wall(info *block.Info, t uint64) time.Time {
 	return time.Unix(0, int64(t))
 }
 
+// clock gives blocks that have no anchor of their own that of the block before: recorders of ours anchor each, but the format does not ask for it.
+type clock struct {
+	anchor block.Anchor
+	ok     bool
+}
+
+func (c *clock) carry(info *block.Info) {
+	if info.Anchored {
+		c.anchor, c.ok = info.Anchor, true
+	} else if c.ok {
+		info.Anchor, info.Anchored = c.anchor, true
+	}
+}
+
 // window returns the selected times of the block by its own clock: lo <= Header.Time < hi.
 func (s *selector) window(info *block.Info) (lo, hi uint64) {
 	mono := func(at int64) uint64 {
@@ -517,6 +531,7 @@ type part struct {
 	links     map[[2]uint64][]byte
 	names     [][2]uint64 // keys of links, in order of appearance
 
+	clock   clock
 	any     bool
 	session uint64 // that of the last block
 	began   bool   // its start is in the output
@@ -536,6 +551,7 @@ func (p *part) block(src []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.clock.carry(&info)
 	lo, hi := p.sel.window(&info)
 	p.out = p.out[:0]
 	if !p.any || info.Anchored && info.Anchor.Session != p.session {
