@@ -37,14 +37,19 @@ func TestLossyTransferIsToldRightly(t *testing.T) {
 	tests := map[string]struct {
 		opts netlab.Options
 		tr   netlab.Transfer
+		// beyond is how far a value may lie outside of what ss showed, as a share of it: ss looks every
+		// millisecond or two, more seldom on a busy machine, and an ACK of a super-packet moves more at once.
+		beyond float64
 	}{
 		"one segment per skb": {
 			netlab.Options{NoOffload: true, Rate: 120e6, LossToB: netlab.Loss{OneIn: 500}},
 			netlab.Transfer{Bytes: size, Congestion: "reno"},
+			0.05,
 		},
 		"super-packets, ipv6": {
 			netlab.Options{Rate: 200e6, LossToB: netlab.Loss{OneIn: 200}},
 			netlab.Transfer{Bytes: size + 1, Congestion: "cubic", IPv6: true},
+			0.2,
 		},
 	}
 	for name, tt := range tests {
@@ -117,7 +122,7 @@ func TestLossyTransferIsToldRightly(t *testing.T) {
 			})
 
 			t.Run("gauges lie within what ss showed in the same second", func(t *testing.T) {
-				requireWithin(t, readMetrics(t, live, r.Client.Port()), spoolDir, socks, r)
+				requireWithin(t, readMetrics(t, live, r.Client.Port()), spoolDir, socks, r, tt.beyond)
 			})
 
 			t.Run("a replay gives the same metrics", func(t *testing.T) {
@@ -139,7 +144,7 @@ func TestLossyTransferIsToldRightly(t *testing.T) {
 // requireWithin holds every point of the gauges against the values that sock_diag showed in the second
 // that the point ends and in the half one after it: ss looks every millisecond or two, and a value that
 // moves must have been seen on both sides.
-func requireWithin(t *testing.T, m metrics, spoolDir string, socks []netlab.Socket, r netlab.Result) {
+func requireWithin(t *testing.T, m metrics, spoolDir string, socks []netlab.Socket, r netlab.Result, beyond float64) {
 	t.Helper()
 	// Points have wall clock, ss samples the monotonic one.
 	var offset int64
@@ -173,10 +178,9 @@ func requireWithin(t *testing.T, m metrics, spoolDir string, socks []netlab.Sock
 				continue
 			}
 			require.NotEmpty(t, seen, "%s, point %d of %d", name, i+1, len(points))
-			// A busy machine makes ss look seldom: what lies between two looks may be a little beyond both.
 			low, high := slices.Min(seen), slices.Max(seen)
-			require.GreaterOrEqual(t, p.value, low*0.95, "%s, point %d of %d", name, i+1, len(points))
-			require.LessOrEqual(t, p.value, high*1.05, "%s, point %d of %d", name, i+1, len(points))
+			require.GreaterOrEqual(t, p.value, low*(1-beyond), "%s, point %d of %d", name, i+1, len(points))
+			require.LessOrEqual(t, p.value, high*(1+beyond), "%s, point %d of %d", name, i+1, len(points))
 		}
 	}
 }
