@@ -420,7 +420,7 @@ func (s *selector) ranges(ctx context.Context, r *spool.Reader) ([]idRange, erro
 			return block.Info{}, false, ctx.Err()
 		}
 		if err != nil || got != id {
-			return block.Info{}, false, nil // it is told when it is read in its turn
+			return block.Info{}, false, nil //nolint:nilerr // it is told when it is read in its turn
 		}
 		info, err := block.ReadInfo(src)
 		return info, err == nil && info.Anchored, nil
