@@ -86,8 +86,14 @@ func (d *digester) work(j *digests) error {
 			}
 		}
 	}
-	src := j.src
-	if j.info.First < lo || j.info.Last >= hi {
+	var err error
+	edge := j.info.First < lo || j.info.Last >= hi
+	if !edge {
+		if j.entries, err = d.dec.Directory(j.entries, j.src); err != nil {
+			return err
+		}
+	}
+	if edge || early(j.entries) {
 		if err := decode(); err != nil {
 			return err
 		}
@@ -97,16 +103,14 @@ func (d *digester) work(j *digests) error {
 				d.part = append(d.part, h.Bytes()...)
 			}
 		}
-		if len(d.part) == 0 {
+		if j.entries = j.entries[:0]; len(d.part) == 0 {
 			return nil
 		}
 		d.build.Add(d.part)
 		d.enc = d.build.Seal(d.enc[:0])
-		src = d.enc
-	}
-	var err error
-	if j.entries, err = d.dec.Directory(j.entries, src); err != nil {
-		return err
+		if j.entries, err = d.dec.Directory(j.entries, d.enc); err != nil {
+			return err
+		}
 	}
 	if d.sel != nil && len(d.sel.patterns) > 0 {
 		j.entries = slices.DeleteFunc(j.entries, func(e block.Entry) bool { return !d.sel.match(e.Local, e.Peer) })
@@ -123,6 +127,17 @@ func (d *digester) work(j *digests) error {
 		}
 	}
 	return nil
+}
+
+// early reports whether the directory is, or may be, one of early programs, which did not tell yet how connections open and end: it says
+// nothing of any connection beyond the flags of its segments.
+func early(entries []block.Entry) bool {
+	for i := range entries {
+		if entries[i].Seen >= block.SeenLife {
+			return false
+		}
+	}
+	return len(entries) > 0
 }
 
 // split replaces an entry of several connections by one for each.

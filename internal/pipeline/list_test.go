@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 
@@ -370,6 +371,20 @@ func TestForwardedFlowsAreOneConnection(t *testing.T) {
 	require.Len(t, exact, 1)
 	require.Equal(t, processors.VantageForwarder, exact[0].Vantage)
 	require.Empty(t, gocmp.Diff(exact, fast, sameFlow, cmpopts.IgnoreFields(processors.Flow{}, "Duration", "Handshake")))
+}
+
+// TestFlowsOfEarlyDirectories: a block of the lab from before directories told how connections open and end (columns 23 and up).
+func TestFlowsOfEarlyDirectories(t *testing.T) {
+	src, err := os.ReadFile("testdata/early.block")
+	require.NoError(t, err)
+	dir := t.TempDir()
+	w := newSpool(t, dir)
+	_, err = w.Append(src)
+	require.NoError(t, err)
+	require.NoError(t, w.Close())
+	fast, exact := bothWays(t, dir, Selection{})
+	require.NotEmpty(t, exact)
+	require.Empty(t, gocmp.Diff(exact, fast, sameFlow))
 }
 
 func TestFlowsOfAWindowAreThoseOfTheTable(t *testing.T) {
