@@ -100,12 +100,12 @@ static __always_inline void copy_options(struct __sk_buff *skb, __u32 off, __u32
 		to[3] = 0;
 		return;
 	}
-	if (!n)
-		return;
-	if (n > TCB_OPTIONS_MAX)
+	if (!n || n > TCB_OPTIONS_MAX)
 		return;
 	to[0] = to[1] = to[2] = to[3] = to[4] = to[5] = to[6] = to[7] = to[8] = to[9] = 0;
-	bpf_skb_load_bytes(skb, off, dst, n);
+	/* The verifier of 6.1 does not learn from n != 0 that n is at least 1: said in a way that it does. */
+	asm volatile("" : "+r"(n));
+	bpf_skb_load_bytes(skb, off, dst, ((n - 1) & 63) + 1);
 }
 
 /* What the socket of a packet is, as far as the hook knows it. */
