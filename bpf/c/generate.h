@@ -178,7 +178,7 @@ static __always_inline void generate_one(struct __sk_buff *skb, __u32 hook, __u3
 
 	if (!find_tcp_fast(skb, &p)) {
 		find_tcp(skb, &p, 1);
-		if (!p.l4 || p.l4 > 4096)
+		if (!p.l4 || p.l4 > 4095)
 			return;
 	}
 	if (dir == TCB_DIR_OUT) {

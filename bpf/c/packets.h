@@ -76,8 +76,11 @@ static __always_inline void *bytes_at(struct __sk_buff *skb, __u32 off, void *bu
 	void *end = (void *)(long)skb->data_end;
 
 	/* A jumbo's extension headers end before this. */
-	if (off > 4096)
+	if (off > 4095)
 		return NULL;
+	/* The compiler may test one copy of off and add another, which older verifiers do not connect: this one is added. */
+	asm volatile("" : "+r"(off));
+	off &= 4095;
 	if (likely(data + off + size <= end))
 		return data + off;
 	if (bpf_skb_load_bytes(skb, off, buf, size))
@@ -347,7 +350,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 hook, __u32 di
 		if (!found.l4)
 			return TC_ACT_UNSPEC;
 		p = found;
-		if (p.l4 > 4096)
+		if (p.l4 > 4095)
 			return TC_ACT_UNSPEC;
 	}
 	if (dir == TCB_DIR_OUT) {
