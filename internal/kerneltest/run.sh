@@ -8,13 +8,15 @@
 #
 # Needs Debian with root, Go, and from apt: qemu-system-x86 busybox-static cpio kmod.
 # KERNELTEST_CACHE keeps the downloads (default: the user's cache directory).
-# KERNELTEST_RUN and KERNELTEST_PACKAGES narrow down what runs.
+# KERNELTEST_RUN and KERNELTEST_PACKAGES narrow down what runs; KERNELTEST_COMMAND runs before it.
 set -euo pipefail
 
 cd "$(dirname "$0")/../.."
 cache=${KERNELTEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tcbee-export/kernels}
 packages=${KERNELTEST_PACKAGES:-./bpf ./bpf/netlab}
 run=${KERNELTEST_RUN:-.}
+# A shell command for the guest before the tests; the binary is /tests/tcbee-export.
+command=${KERNELTEST_COMMAND:-true}
 # Timing inside is that of an emulator: what needs speed is no test of a kernel.
 timeout=${KERNELTEST_TIMEOUT:-900}
 modules='veth tun dummy 8021q sch_tbf sch_ingress cls_bpf act_mirred tcp_bbr inet_diag tcp_diag af_packet wireguard virtio_pci'
@@ -129,6 +131,7 @@ guest() {
 		export KERNELTEST=1
 		echo "kernel \$(uname -r)"
 		[ ! -x /tests/tcbee-export ] || { echo '=== doctor'; /tests/tcbee-export doctor; }
+		$command
 		for t in /tests/*.test; do
 			n=\${t##*/}
 			echo "=== package \${n%.test}"
@@ -159,10 +162,10 @@ for k in "${kernels[@]}"; do
 	exits=$(grep -ac '^=== exit 0' <<<"$log" || true)
 	want=$(find "$work/tests" -maxdepth 1 -name '*.test' | wc -l)
 	result=ok
+	cp "$work/$k.log" "$cache/$k.log"
 	if [ "$exits" -ne "$want" ] || [ "$pass" -eq 0 ]; then
 		result=FAILED
 		failed=1
-		cp "$work/$k.log" "$cache/$k.log"
 		echo "the whole console: $cache/$k.log"
 	fi
 	printf '%-8s %-32s %6d %6d %6d  %s\n' "$k" "$release" "$pass" "$skip" "$fail" "$result" >>"$work/table"
