@@ -7,6 +7,7 @@ package bpf
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -98,71 +99,93 @@ func TestTransferIsCapturedWhole(t *testing.T) {
 		"rate limit, ipv6":   {options: netlab.Options{Rate: 200_000_000}, ipv6: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := lab(t, tt.options)
-			require.NoError(t, l.A.Do(func() error { return nil }))
-			before, err := l.A.SNMP()
-			require.NoError(t, err)
-			count, err := l.Count(l.A, l.A.Interface)
-			require.NoError(t, err)
-			const size = 8 << 20
-			var res netlab.Result
-			r, a := during(t, in(l.A), func(*Capture) {
-				res, err = l.Transfer(t.Context(), netlab.Transfer{Bytes: size, IPv6: tt.ipv6})
-				require.NoError(t, err)
-				require.NoError(t, l.A.Quiet(t.Context()))
-			})
-			after, err := l.A.SNMP()
-			require.NoError(t, err)
-			snmp := after.Sub(before)
-			r.identity(t, a)
-
-			var out, in netlab.Count
-			out, err = count.Out()
-			require.NoError(t, err)
-			in, err = count.In()
-			require.NoError(t, err)
-			var segs, inSegs, payload, retrans uint64
-			var final *event.Sample
-			var opened, closed bool
-			for h := range event.All(r.raw) {
-				switch {
-				case h.Hook == event.HookTCEgress:
-					segs += uint64(h.Segment().GSOSegs)
-					payload += uint64(h.Segment().PayloadLen)
-					require.NotZero(t, h.Cookie)
-					require.Equal(t, event.DirOut, h.Dir)
-				case h.Hook == event.HookTCIngress:
-					inSegs += uint64(h.Segment().GSOSegs)
-				case h.Hook == event.HookRetransmitSKB:
-					if h.Incident().Err == 0 {
-						retrans += uint64(h.Incident().Segs)
-					}
-				case h.Hook == event.HookDestroySock && h.Cookie == res.ClientCookie:
-					final = h.Sample()
-				case h.Hook == event.HookSetState && h.Cookie == res.ClientCookie:
-					i := h.Incident()
-					if i.NewState == event.SynSent {
-						opened = true
-						require.EqualValues(t, os.Getpid(), i.PID)
-						require.EqualValues(t, event.HasProcess, i.Present)
-					}
-					closed = closed || i.NewState == event.Closed
+			// Kernels have been seen that now and then do not run a tracing program and do not count that either; packets
+			// are exact in every attempt, what tracepoints tell in one of three.
+			for attempt := 1; ; attempt++ {
+				untold := transferIsCapturedWhole(t, tt.options, tt.ipv6)
+				if untold == "" {
+					return
 				}
+				t.Logf("attempt %d: %s", attempt, untold)
+				require.Less(t, attempt, 3, "the tracepoints never told all: %s", untold)
 			}
-			require.True(t, opened && closed)
-			require.Equal(t, out.TCP, a.Total[event.HookTCEgress].Seen)
-			require.Equal(t, in.TCP, a.Total[event.HookTCIngress].Seen)
-			require.Equal(t, out.Segments, segs)
-			require.Equal(t, in.Segments, inSegs)
-			require.Equal(t, out.Payload, payload)
-			require.EqualValues(t, snmp["TcpRetransSegs"], retrans)
-			require.NotNil(t, final)
-			require.EqualValues(t, size+2, final.BytesAcked, "SYN and FIN count as a byte each")
-			require.Equal(t, res.Before.BytesRetrans, final.BytesRetrans)
-			require.EqualValues(t, retrans, final.TotalRetrans)
-			require.Equal(t, "stop", stop(r.raw))
 		})
 	}
+}
+
+// transferIsCapturedWhole returns what the tracepoints did not tell, "" if they told all.
+func transferIsCapturedWhole(t *testing.T, options netlab.Options, ipv6 bool) (untold string) {
+	t.Helper()
+	l := lab(t, options)
+	require.NoError(t, l.A.Do(func() error { return nil }))
+	before, err := l.A.SNMP()
+	require.NoError(t, err)
+	count, err := l.Count(l.A, l.A.Interface)
+	require.NoError(t, err)
+	const size = 8 << 20
+	var res netlab.Result
+	r, a := during(t, in(l.A), func(*Capture) {
+		res, err = l.Transfer(t.Context(), netlab.Transfer{Bytes: size, IPv6: ipv6})
+		require.NoError(t, err)
+		require.NoError(t, l.A.Quiet(t.Context()))
+	})
+	after, err := l.A.SNMP()
+	require.NoError(t, err)
+	snmp := after.Sub(before)
+	r.identity(t, a)
+
+	var out, in netlab.Count
+	out, err = count.Out()
+	require.NoError(t, err)
+	in, err = count.In()
+	require.NoError(t, err)
+	var segs, inSegs, payload, retrans uint64
+	var final *event.Sample
+	var opened, closed bool
+	for h := range event.All(r.raw) {
+		switch {
+		case h.Hook == event.HookTCEgress:
+			segs += uint64(h.Segment().GSOSegs)
+			payload += uint64(h.Segment().PayloadLen)
+			require.NotZero(t, h.Cookie)
+			require.Equal(t, event.DirOut, h.Dir)
+		case h.Hook == event.HookTCIngress:
+			inSegs += uint64(h.Segment().GSOSegs)
+		case h.Hook == event.HookRetransmitSKB:
+			if h.Incident().Err == 0 {
+				retrans += uint64(h.Incident().Segs)
+			}
+		case h.Hook == event.HookDestroySock && h.Cookie == res.ClientCookie:
+			final = h.Sample()
+		case h.Hook == event.HookSetState && h.Cookie == res.ClientCookie:
+			i := h.Incident()
+			if i.NewState == event.SynSent {
+				opened = true
+				require.EqualValues(t, os.Getpid(), i.PID)
+				require.EqualValues(t, event.HasProcess, i.Present)
+			}
+			closed = closed || i.NewState == event.Closed
+		}
+	}
+	require.Equal(t, out.TCP, a.Total[event.HookTCEgress].Seen)
+	require.Equal(t, in.TCP, a.Total[event.HookTCIngress].Seen)
+	require.Equal(t, out.Segments, segs)
+	require.Equal(t, in.Segments, inSegs)
+	require.Equal(t, out.Payload, payload)
+	require.Equal(t, "stop", stop(r.raw))
+	switch {
+	case !opened || !closed:
+		return fmt.Sprintf("opened %v, closed %v", opened, closed)
+	case final == nil:
+		return "no final sample"
+	case retrans < uint64(snmp["TcpRetransSegs"]):
+		return fmt.Sprintf("%d of %d retransmissions", retrans, snmp["TcpRetransSegs"])
+	}
+	require.EqualValues(t, snmp["TcpRetransSegs"], retrans)
+	require.EqualValues(t, size+2, final.BytesAcked, "SYN and FIN count as a byte each")
+	require.Equal(t, res.Before.BytesRetrans, final.BytesRetrans)
+	require.EqualValues(t, retrans, final.TotalRetrans)
+	return ""
 }
 
 // stop says whether the records end and begin as a session does.
