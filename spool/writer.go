@@ -830,7 +830,7 @@ func (w *Writer) Close() error {
 
 	// Nobody else appends, rotates or prepares from here on.
 	w.rotMu.Lock()
-	w.rotMu.Unlock() //nolint:staticcheck // waits for a Rotate under way
+	defer w.rotMu.Unlock()
 	if next := w.next.Swap(nil); next != nil {
 		next.discard()
 	}
