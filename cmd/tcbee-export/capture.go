@@ -223,7 +223,11 @@ func hookTable(hooks []pipeline.HookCount) *table {
 			t.add(h.Hook, "-", count(h.Stored), "-", "-", "-")
 			continue
 		}
-		t.add(h.Hook, count(h.Seen), count(h.Stored), count(h.Dropped), count(h.Missed), count(h.Filtered))
+		seen := count(h.Seen)
+		if h.AtLeast {
+			seen = "≥ " + seen
+		}
+		t.add(h.Hook, seen, count(h.Stored), count(h.Dropped), count(h.Missed), count(h.Filtered))
 	}
 	return t
 }

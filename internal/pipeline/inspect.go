@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/tcbee/tcbee-export/bpf/event"
@@ -87,6 +88,7 @@ func inspect(ctx context.Context, r *spool.Reader, progress Progress, all bool) 
 	if err := in.account(); err != nil {
 		return in.Summary, err
 	}
+	in.tally.killed = slices.ContainsFunc(in.Sessions, func(s Session) bool { return !s.Complete })
 	in.Hooks = in.tally.Hooks()
 	return in.Summary, nil
 }

@@ -315,3 +315,22 @@ func TestReplayStartsInTheMiddleOfASession(t *testing.T) {
 	require.Len(t, sum.Sessions, 1)
 	require.True(t, sum.Sessions[0].Complete)
 }
+
+func TestInspectOfAKilledRecorderTellsLowerBounds(t *testing.T) {
+	ctx := context.Background()
+	dir := t.TempDir()
+	w := newSpool(t, dir)
+	src := traffic(1, 5*ms, 2, false)
+	// The last Tick, and the account beside it, never reached the spool.
+	src.batches = src.batches[:len(src.batches)-1]
+	_, err := Record(ctx, src, w, discard)
+	require.NoError(t, err)
+	require.NoError(t, w.Close())
+	sum, err := Inspect(ctx, openSpool(t, dir), nil)
+	require.NoError(t, err)
+	require.False(t, sum.Sessions[0].Complete)
+	for _, h := range sum.Hooks {
+		require.True(t, h.AtLeast, "%+v", h)
+		require.Equal(t, h.Stored, h.Seen)
+	}
+}

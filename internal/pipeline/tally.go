@@ -22,6 +22,10 @@ type HookCount struct {
 	// Unaccounted says that the capture's counters of this hook are not there, at least of one session: it was cut out of
 	// a longer recording, or its recorder was killed before it could tell. Only Stored is known then, and the JSON has no other.
 	Unaccounted bool `json:"-"`
+
+	// AtLeast says that Seen is a lower bound: a recorder was killed after its last account, and what it had stored since
+	// is counted as seen.
+	AtLeast bool `json:"at_least,omitempty"`
 }
 
 // MarshalJSON leaves out what is not known.
@@ -64,6 +68,7 @@ type Tally struct {
 	blind  [event.Hooks]bool             // a session that is over has some, and its capture did not count them
 	ended  [event.Hooks]event.Counters   // of sessions that are over
 	cpus   [][event.Hooks]event.Counters // of the present session, the last known
+	killed bool                          // a session has no end: its last account is older than its last blocks
 }
 
 // Block counts the records of a block.
@@ -129,10 +134,14 @@ func (t *Tally) Hooks() []HookCount {
 			list = append(list, HookCount{Hook: h.String(), Stored: t.stored[h], Unaccounted: true})
 			continue
 		}
-		list = append(list, HookCount{
+		count := HookCount{
 			Hook: h.String(), Seen: c.Seen, Stored: t.stored[h],
 			Dropped: c.Dropped, Missed: c.Missed, Filtered: c.Filtered,
-		})
+		}
+		if least := count.Stored + count.Dropped + count.Missed + count.Filtered; t.killed && least > count.Seen {
+			count.Seen, count.AtLeast = least, true
+		}
+		list = append(list, count)
 	}
 	return list
 }
