@@ -25,6 +25,9 @@ type ReadOptions struct {
 	NoRotate bool
 }
 
+// dying is how long a Reader waits for a recorder that holds the lock and whose socket is closed.
+const dying = time.Second
+
 // A Reader reads the blocks of a spool in the order of their IDs. Any number of Readers, in any number of processes, may read a spool, also
 // while it is recorded: they never hold the recorder up. A Reader is used by one goroutine at a time.
 type Reader struct {
@@ -143,6 +146,7 @@ func (r *Reader) loadLone() error {
 
 // rotate asks a living recorder to end its segment, and tells whether there is one.
 func (r *Reader) rotate(ctx context.Context) (live bool, err error) {
+	patience := time.Now().Add(dying)
 	for {
 		held, h, err := lockHeld(r.dir)
 		if err != nil || !held {
@@ -170,6 +174,16 @@ func (r *Reader) rotate(ctx context.Context) (live bool, err error) {
 			}
 			if again, _, _ := lockHeld(r.dir); !again {
 				continue // it ended meanwhile
+			}
+			// A process that is killed closes its socket before it lets go of its lock; one that has just started
+			// has them in the other order.
+			if !errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(patience) {
+				select {
+				case <-ctx.Done():
+					return true, ctx.Err()
+				case <-time.After(10 * time.Millisecond):
+				}
+				continue
 			}
 			r.notice(fmt.Errorf("%s: the recorder (pid %d) did not end its segment, the newest blocks are not seen: %w", r.dir, h.PID, err))
 		}
