@@ -150,3 +150,30 @@ func TestNothingAcknowledgedIsLostBySIGKILL(t *testing.T) {
 	}
 	t.Logf("%d rounds; %d times the block under way was stored as well", rounds, unacked)
 }
+
+// A reader that comes while the kernel is still ending a killed recorder (its socket is closed, its lock is not) sees what was acknowledged.
+func TestReaderOfADyingRecorderSeesItsBlocks(t *testing.T) {
+	for round := range 5 {
+		cfg := testConfig(t.TempDir())
+		cmd := child(t, "record", cfg, strconv.Itoa(round*2+1))
+		out, err := cmd.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		sc := bufio.NewScanner(out)
+		var acknowledged uint64
+		for acknowledged < 20 && sc.Scan() {
+			acknowledged, err = strconv.ParseUint(sc.Text(), 10, 64)
+			require.NoError(t, err)
+		}
+		require.EqualValues(t, 20, acknowledged)
+		require.NoError(t, cmd.Process.Kill())
+		r, err := Open(context.Background(), cfg.Dir, ReadOptions{})
+		require.NoError(t, err)
+		require.Empty(t, r.Notices())
+		blocks, _ := r.Size()
+		require.GreaterOrEqual(t, blocks, acknowledged)
+		require.NoError(t, r.Close())
+		_, _ = io.Copy(io.Discard, out)
+		_ = cmd.Wait()
+	}
+}
