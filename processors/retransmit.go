@@ -175,7 +175,7 @@ func (s *retransmitState) Observe(ev *Event) {
 	case event.HookRetransmitSynAck:
 		kind, typ = kindSynAck, typeTimeout
 	case event.HookRetransmitSKB:
-		if !sentAgain(i) {
+		if !i.Retransmitted() {
 			return
 		}
 		switch {
@@ -197,35 +197,6 @@ func (s *retransmitState) Observe(ev *Event) {
 		return
 	}
 	s.add(kind, typ, uint64(max(i.Segs, 1)))
-}
-
-// Errors of the kernel, and the mark of a packet that was sent again before.
-const (
-	eAGAIN       = -11
-	eNOMEM       = -12
-	eBUSY        = -16
-	eINVAL       = -22
-	eHOSTUNREACH = -113
-	everRetrans  = 0x80 // TCPCB_EVER_RETRANS
-)
-
-// sentAgain reports whether the kernel counted the attempt in TcpRetransSegs. Since 6.17 the
-// tracepoint fires for every attempt: __tcp_retransmit_skb leaves early, before it counts,
-// with one of the errors below, and later, after counting, with what the transmission said
-// (a drop by the queue is positive). Only the second way marks the packet. Before 6.17 it
-// fires for successes alone, and failures that the kernel counted are missed.
-func sentAgain(i *event.Incident) bool {
-	if i.Err >= 0 {
-		return true
-	}
-	if i.Sacked&everRetrans == 0 {
-		return false
-	}
-	switch i.Err {
-	case eAGAIN, eNOMEM, eBUSY, eINVAL, eHOSTUNREACH:
-		return false
-	}
-	return true
 }
 
 func (s *retransmitState) Collect(c *Connection, e Emitter) {

@@ -56,3 +56,36 @@ func (s CAState) String() string {
 	}
 	return fmt.Sprintf("ca_state(%d)", uint8(s))
 }
+
+// EverRetransmitted is the bit of Incident.Sacked that marks a packet which was sent again
+// before (TCPCB_EVER_RETRANS).
+const EverRetransmitted = 0x80
+
+// Errors of the kernel.
+const (
+	eAGAIN       = -11
+	eNOMEM       = -12
+	eBUSY        = -16
+	eINVAL       = -22
+	eHOSTUNREACH = -113
+)
+
+// Retransmitted reports whether the kernel counted the attempt that an Incident of
+// HookRetransmitSKB tells of in TcpRetransSegs. Since 6.17 the
+// tracepoint fires for every attempt: __tcp_retransmit_skb leaves early, before it counts,
+// with one of the errors above, and later, after counting, with what the transmission said
+// (a drop by the queue is positive). Only the second way marks the packet. Before 6.17 it
+// fires for successes alone, and failures that the kernel counted are missed.
+func (i *Incident) Retransmitted() bool {
+	if i.Err >= 0 {
+		return true
+	}
+	if i.Sacked&EverRetransmitted == 0 {
+		return false
+	}
+	switch i.Err {
+	case eAGAIN, eNOMEM, eBUSY, eINVAL, eHOSTUNREACH:
+		return false
+	}
+	return true
+}

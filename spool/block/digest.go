@@ -284,7 +284,7 @@ func (d *digest) incident(e *event.Incident) {
 		if e.TCPFlags&(event.SYN|event.ACK) == event.SYN {
 			d.seen |= SeenSynRetry
 		}
-		if sentAgain(e) {
+		if e.Retransmitted() {
 			d.retransmits += uint64(max(e.Segs, 1))
 			d.retransmitBytes += uint64(e.Len)
 		}
@@ -361,30 +361,4 @@ func (d *digest) transition(e *event.Incident) {
 		d.closed, d.from = e.Time, e.OldState
 		d.atClose = d.seen & (SeenRSTOut | SeenResetTaken | SeenSynRetry)
 	}
-}
-
-// Errors of the kernel, and the mark of a packet that was sent again before.
-const (
-	eAGAIN       = -11
-	eNOMEM       = -12
-	eBUSY        = -16
-	eINVAL       = -22
-	eHOSTUNREACH = -113
-	everRetrans  = 0x80 // TCPCB_EVER_RETRANS
-)
-
-// sentAgain reports whether the kernel counted the attempt in TcpRetransSegs: the rule of package processors, where it
-// is explained.
-func sentAgain(e *event.Incident) bool {
-	if e.Err >= 0 {
-		return true
-	}
-	if e.Sacked&everRetrans == 0 {
-		return false
-	}
-	switch e.Err {
-	case eAGAIN, eNOMEM, eBUSY, eINVAL, eHOSTUNREACH:
-		return false
-	}
-	return true
 }
