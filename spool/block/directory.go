@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/bits"
 	"net/netip"
+	"slices"
 
 	"github.com/tcbee/tcbee-export/bpf/event"
 )
@@ -230,6 +231,7 @@ func (d *Decoder) Directory(dst []Entry, src []byte) ([]Entry, error) {
 	var cookie uint64
 	c := d.dirs
 	cookie += unzigzag(c[dirCookie][0])
+	dst = slices.Grow(dst, h.Connections-1)
 	for i := 1; i < h.Connections; i++ {
 		k := ks.at(i)
 		cookie += unzigzag(c[dirCookie][i])

@@ -3,6 +3,9 @@
 package block
 
 import (
+	"encoding/binary"
+	"net/netip"
+	"runtime/metrics"
 	"testing"
 	"unsafe"
 
@@ -42,12 +45,46 @@ func rareRecords() []byte {
 	return in
 }
 
-// FuzzDecode gives damaged blocks, with lengths and CRCs corrected, to all decoders.
+// slack is what decoding may allocate whatever the block: the zstd decoder's tables and blocks, and errors.
+const slack = 1 << 20
+
+// allocated returns how many bytes f allocates, spans that the runtime hands out ahead included.
+func allocated(f func()) uint64 {
+	s := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(s)
+	before := s[0].Value.Uint64()
+	f()
+	metrics.Read(s)
+	return s[0].Value.Uint64() - before
+}
+
+// requireBounded asks that a Decoder of its own, whose buffers no block before has grown, reads p with no more memory than
+// the Decoder's documentation grants to such a block, and returns what it reads.
+func requireBounded(t *testing.T, p []byte) (entries []Entry, out []byte, dirErr, err error) {
+	bound := uint64(slack)
+	if info, err := ReadInfo(p); err == nil {
+		bound += maxHead + 16*uint64(info.Raw)
+	}
+	require.LessOrEqual(t, allocated(func() { entries, dirErr = NewDecoder().Directory(nil, p) }), bound, "Directory")
+	require.LessOrEqual(t, allocated(func() { out, err = NewDecoder().Decode(nil, p) }), bound, "Decode")
+	return entries, out, dirErr, err
+}
+
+// FuzzDecode gives blocks, as they are and with lengths and CRCs corrected, to all decoders: what a new Decoder reads, one that has read
+// all inputs before reads as well, and never with more memory than a block of that size may take.
 func FuzzDecode(f *testing.F) {
 	seeds(f)
 	b, d := NewBuilder(Options{}), NewDecoder()
 	f.Fuzz(func(t *testing.T, p []byte) {
-		_, _ = d.Decode(nil, p)
+		for _, p := range [][]byte{p, mend(p)} {
+			entries, out, dirErr, err := requireBounded(t, p)
+			again, againErr := d.Directory(nil, p)
+			require.Equal(t, dirErr, againErr)
+			require.Equal(t, entries, again)
+			used, usedErr := d.Decode(nil, p)
+			require.Equal(t, err, usedErr)
+			requireSame(t, out, used)
+		}
 		inspect(t, b, d, mend(p))
 	})
 }
@@ -58,10 +95,21 @@ func FuzzDirectory(f *testing.F) {
 	d := NewDecoder()
 	f.Fuzz(func(t *testing.T, p []byte) {
 		p = mend(p)
+		var other Tuple
+		if len(p) >= 40 {
+			q := p[len(p)-40:]
+			other.Local = netip.AddrPortFrom(netip.AddrFrom16([16]byte(q)), binary.LittleEndian.Uint16(q[32:]))
+			other.Peer = netip.AddrPortFrom(netip.AddrFrom16([16]byte(q[16:])), binary.LittleEndian.Uint16(q[34:]))
+		}
+		_, _ = MayHold(p, other)
+		info, infoErr := ReadInfo(p)
 		entries, err := d.Directory(nil, p)
 		if err != nil {
+			require.Empty(t, entries)
 			return
 		}
+		require.NoError(t, infoErr)
+		require.Len(t, entries, info.Connections-1)
 		for _, e := range entries {
 			ok, err := MayHold(p, Tuple{e.Local, e.Peer})
 			require.NoError(t, err)
@@ -75,7 +123,10 @@ func FuzzReadInfo(f *testing.F) {
 	seeds(f)
 	f.Fuzz(func(t *testing.T, p []byte) {
 		_, _ = ReadInfo(p)
-		info, err := ReadInfo(mend(p))
+		p = mend(p)
+		var info Info
+		var err error
+		require.LessOrEqual(t, allocated(func() { info, err = ReadInfo(p) }), uint64(slack))
 		if err != nil {
 			return
 		}
@@ -96,10 +147,18 @@ func FuzzColumns(f *testing.F) {
 	cols := make([][]uint64, columnCount)
 	f.Fuzz(func(t *testing.T, p []byte) {
 		const limit = 1 << 16
-		used, err := r.read(cols, p, 0, limit, place{"columns", columnName})
+		var used int
+		var err error
+		fresh := NewDecoder().r
+		require.LessOrEqual(t, allocated(func() { used, err = fresh.read(cols, p, 0, limit, place{"columns", columnName}) }), uint64(slack+2*maxHead+16*limit))
+		want := make([][]uint64, len(cols))
+		wantUsed, wantErr := r.read(want, p, 0, limit, place{"columns", columnName})
+		require.Equal(t, wantErr, err)
 		if err != nil {
 			return
 		}
+		require.Equal(t, wantUsed, used)
+		require.Equal(t, want, cols)
 		require.LessOrEqual(t, used, len(p))
 		n := 0
 		for _, v := range cols {
@@ -166,4 +225,39 @@ func recordsOf(p []byte, shift uint8) []byte {
 		p = p[min(n, size):]
 	}
 	return out
+}
+
+// TestMemoryOfTheWorstBlocks measures what FuzzDecode asks for with the records that need most for each of their bytes.
+func TestMemoryOfTheWorstBlocks(t *testing.T) {
+	tests := map[string]func(i int) []byte{
+		"a connection for each tick": func(i int) []byte {
+			return event.Append(nil, &event.Tick{Header: event.Header{Time: uint64(i), Family: 4, LocalPort: uint16(i), Netns: uint64(i >> 16)}})
+		},
+		"a connection, a lane and options for each segment": func(i int) []byte {
+			e := event.Segment{Header: event.Header{Time: uint64(i), Family: 4, LocalPort: uint16(i), Netns: uint64(i >> 16)}, Ifindex: uint32(i), OptionsLen: 4}
+			binary.LittleEndian.PutUint32(e.Options[:], uint32(i)<<8|1)
+			return event.Append(nil, &e)
+		},
+		"a connection for each sample": func(i int) []byte {
+			return event.Append(nil, &event.Sample{Header: event.Header{Time: uint64(i), Family: 4, LocalPort: uint16(i), Netns: uint64(i >> 16)}})
+		},
+		"a CPU for each accounting": func(i int) []byte {
+			return event.Append(nil, &event.Accounting{Header: event.Header{Time: uint64(i), CPU: uint16(i)}})
+		},
+	}
+	for name, record := range tests {
+		t.Run(name, func(t *testing.T) {
+			for _, n := range []int{1, 100, 10_000, 60_000} {
+				b := NewBuilder(Options{})
+				for i := range n {
+					b.Add(record(i))
+				}
+				p := b.Seal(nil)
+				_, out, dirErr, err := requireBounded(t, p)
+				require.NoError(t, dirErr)
+				require.NoError(t, err)
+				require.NotEmpty(t, out)
+			}
+		})
+	}
 }
