@@ -8,10 +8,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -389,6 +392,17 @@ func (s SNMP) Sub(before SNMP) SNMP {
 		d[k] = v - before[k]
 	}
 	return d
+}
+
+// String lists what is not zero, by name.
+func (s SNMP) String() string {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(s)) {
+		if v := s[name]; v != 0 {
+			fmt.Fprintf(&b, "%s=%d ", name, v)
+		}
+	}
+	return strings.TrimSuffix(b.String(), " ")
 }
 
 var _ syscall.Conn = (*net.TCPConn)(nil)

@@ -36,11 +36,14 @@ type Options struct {
 	NoOffload bool
 	// MTU of all devices, bytes; 0: 1500.
 	MTU int
+	// Direct joins A and B without a router: R, ToB and ToA are nil, nothing is limited, lost or
+	// counted on the way.
+	Direct bool
 }
 
 // Lab is a network of two ends and a router. Close it; its methods may be called from any goroutine.
 type Lab struct {
-	// A and B are the ends, R is the router between them.
+	// A and B are the ends, R is the router between them, nil if they are joined directly.
 	A, B, R *Namespace
 	// ToB and ToA count (and, by Options, drop) what comes in at the router from A, and from B.
 	ToB, ToA *Counter
@@ -103,6 +106,9 @@ func (l *Lab) setup(ctx context.Context) error {
 		label string
 		n     **Namespace
 	}{{"a", &l.A}, {"b", &l.B}, {"r", &l.R}} {
+		if ns.label == "r" && l.opts.Direct {
+			continue
+		}
 		n, err := newNamespace(ns.label, l.opts.Name)
 		if err != nil {
 			return err
@@ -111,6 +117,12 @@ func (l *Lab) setup(ctx context.Context) error {
 		if err := n.Do(func() error { return prepare(ns.label == "r") }); err != nil {
 			return fmt.Errorf("namespace %s: %w", ns.label, err)
 		}
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return fmt.Errorf("RLIMIT_MEMLOCK: %w", err)
+	}
+	if l.opts.Direct {
+		return l.join()
 	}
 	sides := []side{
 		{l.A, toADevice, "10.77.1.", "fd77:1::", "02:77:00:00:01:02", "02:77:00:00:01:01"},
@@ -123,9 +135,6 @@ func (l *Lab) setup(ctx context.Context) error {
 		if err := l.connect(s); err != nil {
 			return fmt.Errorf("link between %s and the router: %w", s.n.Label, err)
 		}
-	}
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return fmt.Errorf("RLIMIT_MEMLOCK: %w", err)
 	}
 	var err error
 	if l.ToB, err = l.count(l.R, toADevice, directions{ingress: true}, l.opts.LossToB); err != nil {
@@ -230,6 +239,56 @@ func (l *Lab) connect(s side) error {
 	})
 }
 
+// join makes the link between A and B. Both ends of a direct link are in one network.
+func (l *Lab) join() error {
+	mtu := l.opts.MTU
+	if mtu == 0 {
+		mtu = 1500
+	}
+	ends := []struct {
+		n          *Namespace
+		net4, net6 string // without the last number
+		mac        string
+	}{{l.A, "10.77.1.", "fd77:1::", "02:77:00:00:01:02"}, {l.B, "10.77.2.", "fd77:2::", "02:77:00:00:02:02"}}
+	var macs [2]net.HardwareAddr
+	for i, e := range ends {
+		var err error
+		if macs[i], err = net.ParseMAC(e.mac); err != nil {
+			return err
+		}
+		e.n.Interface = endDevice
+		e.n.IPv4, e.n.IPv6 = netip.MustParseAddr(e.net4+"2"), netip.MustParseAddr(e.net6+"2")
+	}
+	err := l.A.Do(func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU, attrs.HardwareAddr = endDevice, mtu, macs[0]
+		veth := netlink.NewVeth(attrs)
+		veth.PeerName, veth.PeerHardwareAddr, veth.PeerMTU = endDevice, macs[1], uint32(mtu)
+		veth.PeerNamespace = netlink.NsFd(l.B.fd)
+		return netlink.LinkAdd(veth)
+	})
+	if err != nil {
+		return fmt.Errorf("veth between a and b: %w", err)
+	}
+	for i, e := range ends {
+		peer := ends[1-i].n
+		err := e.n.Do(func() error {
+			if err := l.device(endDevice, e.net4+"2/16", e.net6+"2/16"); err != nil {
+				return err
+			}
+			link, err := netlink.LinkByName(endDevice)
+			if err != nil {
+				return fmt.Errorf("%s: %w", endDevice, err)
+			}
+			return neighbour(link, macs[1-i], peer.IPv4.String(), peer.IPv6.String())
+		})
+		if err != nil {
+			return fmt.Errorf("namespace %s: %w", e.n.Label, err)
+		}
+	}
+	return nil
+}
+
 // device gives addresses to a device of the current namespace and brings it up.
 func (l *Lab) device(name string, addrs ...string) error {
 	link, err := netlink.LinkByName(name)
@@ -279,10 +338,14 @@ func (l *Lab) Close() error {
 		for _, c := range l.counters {
 			errs = append(errs, c.Close())
 		}
-		if l.R != nil {
+		holder, devices := l.R, []string{toADevice, toBDevice}
+		if l.opts.Direct {
+			holder, devices = l.A, []string{endDevice}
+		}
+		if holder != nil {
 			// Sockets and processes may outlive us; the links must not.
-			errs = append(errs, l.R.Do(func() error {
-				for _, name := range []string{toADevice, toBDevice} {
+			errs = append(errs, holder.Do(func() error {
+				for _, name := range devices {
 					link, err := netlink.LinkByName(name)
 					if errors.As(err, &netlink.LinkNotFoundError{}) {
 						continue

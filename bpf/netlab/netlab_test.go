@@ -19,6 +19,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,6 +35,25 @@ func snmp(t *testing.T, n *Namespace) SNMP {
 	s, err := n.SNMP()
 	require.NoError(t, err)
 	return s
+}
+
+// lost returns how many packets the devices between A and B did not hand on: veth drops what finds the
+// receive queue of its CPU full, behind the counters of one end and before those of the other.
+func lost(t *testing.T, l *Lab) (sum uint64) {
+	t.Helper()
+	for _, at := range []struct {
+		n      *Namespace
+		device string
+	}{{l.A, l.A.Interface}, {l.R, toBDevice}} {
+		require.NoError(t, at.n.Do(func() error {
+			link, err := netlink.LinkByName(at.device)
+			if err == nil {
+				sum += link.Attrs().Statistics.TxDropped
+			}
+			return err
+		}))
+	}
+	return sum
 }
 
 func threadNamespace(t *testing.T) string {
@@ -89,8 +109,11 @@ func TestTransferArrivesWholeAndIsCounted(t *testing.T) {
 			require.EqualValues(t, tt.tr.Bytes, r.Before.BytesAcked-1, "bytes_acked counts the SYN")
 			require.EqualValues(t, r.Before.BytesSent, outA.Payload)
 			require.EqualValues(t, r.Before.BytesSent-r.Before.BytesRetrans, tt.tr.Bytes)
-			require.Equal(t, outA.Payload, router.Payload, "all that A sends reaches the router")
-			require.Equal(t, outA.Segments, router.Segments)
+			gone := lost(t, l)
+			if gone == 0 {
+				require.Equal(t, outA.Payload, router.Payload, "all that A sends reaches the router")
+				require.Equal(t, outA.Segments, router.Segments)
+			}
 			if tt.opts.NoOffload {
 				require.Equal(t, outA.TCP, outA.Segments, "one segment per skb")
 			}
@@ -98,7 +121,7 @@ func TestTransferArrivesWholeAndIsCounted(t *testing.T) {
 				require.Positive(t, router.Dropped)
 				require.Positive(t, a["TcpRetransSegs"])
 			}
-			if tt.opts.Rate == 0 {
+			if tt.opts.Rate == 0 && gone == 0 {
 				require.Equal(t, router.Segments-router.DroppedSegs, inB.Segments)
 			}
 		})
@@ -108,21 +131,37 @@ func TestTransferArrivesWholeAndIsCounted(t *testing.T) {
 func TestNthPacketIsDroppedExactly(t *testing.T) {
 	ctx := bounded(t)
 	l := ForTest(t, Options{NoOffload: true})
-	require.NoError(t, l.A.Sysctl("ipv4/tcp_early_retrans", "0")) // no tail loss probes
+	atA, err := l.Count(l.A, l.A.Interface)
+	require.NoError(t, err)
+	atB, err := l.Count(l.B, l.B.Interface)
+	require.NoError(t, err)
 	require.NoError(t, l.ToB.Drop(20, 40))
 	before := snmp(t, l.A)
-	_, err := l.Transfer(ctx, Transfer{Bytes: 1 << 20, Congestion: "reno"})
+	const size = 1 << 20
+	r, err := l.Transfer(ctx, Transfer{Bytes: size, Congestion: "reno"})
 	require.NoError(t, err)
 	require.NoError(t, l.A.Quiet(ctx))
+	require.NoError(t, l.B.Quiet(ctx))
 	c, err := l.ToB.In()
 	require.NoError(t, err)
-	d := snmp(t, l.A).Sub(before)
-	// The packets may change their order on the way (each CPU has its own queue between
-	// two ends of a veth), and a reordered one is sent again in vain: DSACKs tell.
-	require.EqualValues(t, 2, d["TcpRetransSegs"]-d["TcpExtTCPDSACKRecvSegs"], "%v", d)
 	require.EqualValues(t, 2, c.Dropped)
 	require.EqualValues(t, 2, c.DroppedSegs)
 	require.EqualValues(t, 2*1448, c.DroppedLoad)
+
+	// No other packet is missing at B, unless a device on the way had to drop it.
+	out, err := atA.Out()
+	require.NoError(t, err)
+	in, err := atB.In()
+	require.NoError(t, err)
+	gone := lost(t, l) // mostly none
+	require.LessOrEqual(t, out.Segments-in.Segments-2, gone)
+	require.LessOrEqual(t, out.Data-in.Data-2, gone)
+	// Each lost packet was sent again, and whatever else the kernel held to be lost: packets may change
+	// their order on the way (each CPU has its own queue between two ends of a veth).
+	d := snmp(t, l.A).Sub(before)
+	require.GreaterOrEqual(t, d["TcpRetransSegs"], int64(2), "%v", d)
+	require.EqualValues(t, d["TcpRetransSegs"], r.After.TotalRetrans, "%v", d)
+	require.EqualValues(t, out.Payload-size, r.After.BytesRetrans, "%v", d)
 
 	// Counted from now, not from the beginning.
 	require.NoError(t, l.ToB.Drop(1))
