@@ -353,25 +353,3 @@ func TestReadersAreServedOncePerSecond(t *testing.T) {
 		require.Equal(t, uint64(1), w.Stats().Rotations)
 	}
 }
-
-func FuzzScanWAL(f *testing.F) {
-	cfg := testConfig(f.TempDir())
-	w := create(f, cfg)
-	fill(f, w, 3, 100)
-	require.NoError(f, w.Close())
-	seed, err := os.ReadFile(filepath.Join(segmentDir(cfg.Dir, 1), walName))
-	require.NoError(f, err)
-	f.Add(seed)
-	f.Add(seed[:len(seed)-1])
-	f.Add([]byte{})
-	path := filepath.Join(f.TempDir(), "wal")
-	f.Fuzz(func(t *testing.T, b []byte) {
-		require.NoError(t, os.WriteFile(path, b, 0o600))
-		s, err := scanWAL(path)
-		require.NoError(t, err)
-		require.Equal(t, int64(len(b)), s.size)
-		if len(s.ends) > 0 {
-			require.LessOrEqual(t, s.end(), s.size)
-		}
-	})
-}
