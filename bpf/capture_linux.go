@@ -96,7 +96,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Capture, error) {
 	}
 	if lack := missingCapabilities(); len(lack) > 0 {
 		return nil, hint(fmt.Errorf("capture: the process lacks %s: %w", strings.Join(lack, ", "), unix.EPERM),
-			"run with sudo, or grant them: setcap cap_bpf,cap_perfmon,cap_net_admin+ep on the binary")
+			setcapHint)
 	}
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -254,8 +254,8 @@ func (c *Capture) attachInterfaces() error {
 
 // tellLink records an interface; any goroutine may call it.
 func (c *Capture) tellLink(l *event.Link) {
-	l.Time = monotonic()
 	c.mu.Lock()
+	l.Time = monotonic() // with the lock: a Tick that was already told is earlier
 	c.side = event.Append(c.side, l)
 	c.mu.Unlock()
 }

@@ -46,6 +46,14 @@ type Feature struct {
 	Hint     string   `json:"hint,omitempty"`     // what a person can do about it
 }
 
+// Capability is one that a capture can use.
+type Capability struct {
+	Name     string // as capabilities(7) has it
+	Bit      uint   // its number
+	Required bool   // nothing can be captured without it
+	For      string // what it is used for
+}
+
 // Accounting holds the counters of all hooks since the start of a session. For each hook
 // and CPU Seen = stored + Dropped + Missed + Filtered, where stored is the number of its
 // records that Next has returned by the end. The kernel counts Missed for a program, not for a CPU:

@@ -34,11 +34,14 @@ type inventory struct {
 	cancel context.CancelFunc
 	wait   sync.WaitGroup
 	told   atomic.Uint64 // incidents made in user space
+	done   chan struct{} // closed when nothing more is to be listed
 }
 
 // startInventory begins to list the sockets of the namespaces that are captured.
 func (c *Capture) startInventory() error {
+	c.inventory.done = make(chan struct{})
 	if !c.cfg.Inventory {
+		close(c.inventory.done)
 		return nil
 	}
 	p := program{programsProgInventory, groupSockets, event.HookInventory, "connections that existed before"}
@@ -51,12 +54,14 @@ func (c *Capture) startInventory() error {
 	}
 	if err != nil {
 		c.log.Warn("hook left out", "hook", p.hook.String(), "missing", p.lacks, "error", err)
+		close(c.inventory.done)
 		return nil
 	}
 	c.programs = append(c.programs, loaded{p, prog})
 	ctx, cancel := context.WithCancel(context.Background())
 	c.inventory.cancel = cancel
 	c.inventory.wait.Go(func() {
+		defer close(c.inventory.done)
 		defer func() { _ = it.Close() }()
 		if err := c.takeInventory(ctx, it); err != nil && ctx.Err() == nil {
 			c.log.Warn("inventory incomplete", "error", err)
@@ -74,15 +79,19 @@ func (c *Capture) stopInventory() {
 }
 
 func (c *Capture) takeInventory(ctx context.Context, it *link.Iter) error {
-	spaces := []*namespace{c.ns}
+	own, err := c.ns.again() // the capture's thread is not kept busy
+	if err != nil {
+		return err
+	}
+	spaces := []*namespace{own}
+	defer func() {
+		for _, ns := range spaces {
+			ns.close()
+		}
+	}()
 	var errs []error
 	if c.cfg.Netns == "all" {
 		more, err := otherNamespaces(c.ns)
-		defer func() {
-			for _, ns := range more {
-				ns.close()
-			}
-		}()
 		errs = append(errs, err)
 		spaces = append(spaces, more...)
 	}
@@ -99,7 +108,7 @@ func (c *Capture) takeInventory(ctx context.Context, it *link.Iter) error {
 			return c.tellOwners(ctx, cookie, owners)
 		})
 		// Without CAP_SYS_ADMIN the other namespaces stay closed: that is no fault.
-		if err != nil && (ns == c.ns || !errors.Is(err, unix.EPERM)) {
+		if err != nil && (ns == own || !errors.Is(err, unix.EPERM)) {
 			errs = append(errs, err)
 		}
 	}
@@ -188,7 +197,6 @@ func (c *Capture) tellOwners(ctx context.Context, cookie uint64, owners map[uint
 			}
 			in := event.Incident{PID: o.pid, TID: o.pid, UID: s.UID, Comm: o.comm, Present: event.HasProcess,
 				OldState: event.TCPState(s.State), NewState: event.TCPState(s.State)}
-			in.Time = monotonic()
 			in.Hook = event.HookInventory
 			in.Netns = cookie
 			in.Cookie = uint64(s.ID.Cookie[0]) | uint64(s.ID.Cookie[1])<<32
@@ -214,6 +222,7 @@ func (c *Capture) tellOwner(ctx context.Context, in *event.Incident) error {
 	for {
 		c.mu.Lock()
 		if len(c.side) < sideMax {
+			in.Time = monotonic() // with the lock: a Tick that was already told is earlier
 			c.side = event.Append(c.side, in)
 			c.inventory.told.Add(1)
 			c.mu.Unlock()

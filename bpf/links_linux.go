@@ -22,10 +22,17 @@ import (
 	"github.com/tcbee/tcbee-export/bpf/event"
 )
 
-// namespace is a network namespace that is held open.
+// namespace is a network namespace that is held open, and a thread that stays in it: entering one
+// takes CAP_SYS_ADMIN, which a capture that runs need not have any more.
 type namespace struct {
 	fd   netns.NsHandle
 	name string
+
+	once    sync.Once
+	refused error // why the namespace could not be entered
+	tid     int
+	work    chan func()
+	ended   chan struct{}
 }
 
 // openNamespace opens the namespace at path, or that of the calling thread if it is empty.
@@ -35,44 +42,84 @@ func openNamespace(path string) (*namespace, error) {
 		if err != nil {
 			return nil, fmt.Errorf("open the own network namespace: %w", err)
 		}
-		return &namespace{fd, "own"}, nil
+		return &namespace{fd: fd, name: "own"}, nil
 	}
 	fd, err := netns.GetFromPath(path)
 	if err != nil {
 		return nil, hint(fmt.Errorf("capture.netns: open %s: %w", path, err), "\"ip netns list\" shows the named ones")
 	}
-	return &namespace{fd, path}, nil
+	return &namespace{fd: fd, name: path}, nil
 }
 
-func (n *namespace) close() { _ = n.fd.Close() }
+// again opens the namespace once more, with another thread.
+func (n *namespace) again() (*namespace, error) {
+	fd, err := unix.FcntlInt(uintptr(n.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the network namespace %s again: %w", n.name, err)
+	}
+	return &namespace{fd: netns.NsHandle(fd), name: n.name}, nil
+}
 
-// do runs f in the namespace, on a thread that is thrown away if it cannot go back. Entering
-// another namespace than the own one takes CAP_SYS_ADMIN.
+// close ends the thread. Nothing is done in the namespace any more.
+func (n *namespace) close() {
+	if n.work != nil {
+		close(n.work)
+		<-n.ended
+	}
+	_ = n.fd.Close()
+}
+
+// do runs f in the namespace, on its thread; f may call do.
 func (n *namespace) do(f func() error) error {
+	n.once.Do(func() {
+		n.work, n.ended = make(chan func()), make(chan struct{})
+		entered := make(chan error)
+		go n.thread(entered)
+		n.refused = <-entered
+	})
+	if n.refused != nil {
+		return n.refused
+	}
+	if unix.Gettid() == n.tid {
+		return f()
+	}
 	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		result <- func() error {
-			own, err := netns.Get()
-			if err != nil {
-				return fmt.Errorf("open the own network namespace: %w", err)
-			}
-			defer func() { _ = own.Close() }()
-			if own.Equal(n.fd) {
-				runtime.UnlockOSThread()
-				return f()
-			}
-			if err := netns.Set(n.fd); err != nil {
-				return hint(fmt.Errorf("enter the network namespace %s: %w", n.name, err), "this takes CAP_SYS_ADMIN")
-			}
-			err = f()
-			if back := netns.Set(own); back == nil {
-				runtime.UnlockOSThread() // else the thread ends with this goroutine
-			}
-			return err
-		}()
-	}()
+	n.work <- func() { result <- f() }
 	return <-result
+}
+
+// thread enters the namespace and does what do asks for until close. The goroutine keeps its thread, which
+// ends with it: nobody else is to run in a namespace that is not theirs.
+func (n *namespace) thread(entered chan<- error) {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The main thread's namespace is what /proc tells of the process: it is held until another one is found.
+		go n.thread(entered)
+		<-n.ended
+		runtime.UnlockOSThread()
+		return
+	}
+	defer close(n.ended)
+	n.tid = unix.Gettid()
+	entered <- n.enter()
+	for f := range n.work {
+		f()
+	}
+}
+
+func (n *namespace) enter() error {
+	own, err := netns.Get()
+	if err != nil {
+		return fmt.Errorf("open the own network namespace: %w", err)
+	}
+	defer func() { _ = own.Close() }()
+	if own.Equal(n.fd) {
+		return nil
+	}
+	if err := netns.Set(n.fd); err != nil {
+		return hint(fmt.Errorf("enter the network namespace %s: %w", n.name, err), "this takes CAP_SYS_ADMIN")
+	}
+	return nil
 }
 
 // netnsCookie returns the cookie of the current namespace: of a socket made in it.

@@ -22,10 +22,10 @@ func Probe(cfg Config) []Feature {
 	lack := missingCapabilities()
 	var all []Feature
 	for _, c := range capabilities {
-		f := Feature{Group: "rights", Name: c.name, Enabled: true, Usable: !slices.Contains(lack, c.name)}
+		f := Feature{Group: "rights", Name: c.Name, Enabled: true, Usable: !slices.Contains(lack, c.Name)}
 		if !f.Usable {
 			f.Reason = "the process does not have it"
-			f.Hint = "run with sudo, or: setcap cap_bpf,cap_perfmon,cap_net_admin+ep on the binary"
+			f.Hint = setcapHint
 		}
 		all = append(all, f)
 	}

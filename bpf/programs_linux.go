@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -204,7 +202,7 @@ func explain(what string, err error, verbose bool) error {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && ve == nil:
 		if lack := missingCapabilities(); len(lack) > 0 {
 			return hint(fmt.Errorf("%s: %w: the process lacks %s", what, unix.EPERM, strings.Join(lack, ", ")),
-				"run with sudo, or grant the capabilities: setcap cap_bpf,cap_perfmon,cap_net_admin+ep on the binary")
+				setcapHint)
 		}
 		return hint(fmt.Errorf("%s: %w: this kernel refuses it although all capabilities are there", what, unix.EPERM),
 			"a container's seccomp profile or kernel lockdown may forbid bpf(); see \"tcbee-export doctor\"")
@@ -236,37 +234,6 @@ func release() string {
 		return "unknown"
 	}
 	return unix.ByteSliceToString(u.Release[:])
-}
-
-// capabilities that capturing needs, by their number.
-var capabilities = []struct {
-	bit  uint
-	name string
-}{
-	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}, {unix.CAP_PERFMON, "CAP_PERFMON"}, {unix.CAP_BPF, "CAP_BPF"},
-}
-
-// missingCapabilities names the capabilities that the process lacks. CAP_SYS_ADMIN stands for
-// all but CAP_NET_ADMIN.
-func missingCapabilities() []string {
-	status, err := os.ReadFile("/proc/thread-self/status")
-	if err != nil {
-		return nil
-	}
-	_, rest, _ := strings.Cut(string(status), "\nCapEff:")
-	line, _, _ := strings.Cut(rest, "\n")
-	have, err := strconv.ParseUint(strings.TrimSpace(line), 16, 64)
-	if err != nil {
-		return nil
-	}
-	var lack []string
-	for _, c := range capabilities {
-		admin := c.bit != unix.CAP_NET_ADMIN && have>>unix.CAP_SYS_ADMIN&1 == 1
-		if have>>c.bit&1 == 0 && !admin {
-			lack = append(lack, c.name)
-		}
-	}
-	return lack
 }
 
 // kernelHZ finds the running kernel's CONFIG_HZ by watching jiffies, because neither a

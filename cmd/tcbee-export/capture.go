@@ -168,6 +168,7 @@ func (a *app) capture(ctx context.Context, c *captureFlags, metrics bool) (err e
 	if err := writeReady(c.ready); err != nil {
 		return err
 	}
+	defer a.dropRights(ctx, capture, cfg.Spool.Dir)()
 	a.log.Info("capturing", "interfaces", strings.Join(cfg.Capture.Interfaces, ","), "spool", cfg.Spool.Dir)
 
 	work := context.WithoutCancel(ctx)

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !linux
+
+package main
+
+import (
+	"context"
+
+	"github.com/tcbee/tcbee-export/bpf"
+)
+
+// dropRights does nothing on this system, which has no capture.
+func (*app) dropRights(context.Context, *bpf.Capture, string) (wait func()) { return func() {} }
