@@ -16,6 +16,9 @@ type Capture struct{}
 // Open returns ErrUnsupported on this system.
 func Open(context.Context, Config, *slog.Logger) (*Capture, error) { return nil, ErrUnsupported }
 
+// OpenEmpty returns ErrUnsupported on this system.
+func OpenEmpty(Config, *slog.Logger) (io.Closer, error) { return nil, ErrUnsupported }
+
 // Next returns io.EOF on this system.
 func (*Capture) Next(context.Context) ([]byte, error) { return nil, io.EOF }
 

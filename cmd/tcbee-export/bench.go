@@ -17,7 +17,7 @@ func (a *app) benchCommand() *cobra.Command {
 		Short: "Measure what this host can do",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(a.benchCaptureCommand())
+	cmd.AddCommand(a.benchCaptureCommand(), a.benchOverheadCommand(), a.benchTrafficCommand())
 	return cmd
 }
 
