@@ -5,12 +5,15 @@
 package bpf
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -81,19 +84,31 @@ func whole(t *testing.T, r *recorded, a Accounting) {
 			return
 		}
 	}
-	seqs := map[uint64][]uint32{}
+	events := map[uint64][]*event.Header{}
 	for h := range event.All(r.raw) {
 		if h.SockSeq != 0 {
-			seqs[h.Cookie] = append(seqs[h.Cookie], h.SockSeq)
+			events[h.Cookie] = append(events[h.Cookie], h)
 		}
 	}
-	require.NotEmpty(t, seqs)
-	for cookie, s := range seqs {
-		slices.Sort(s)
-		for i, n := range s {
-			require.EqualValues(t, i+1, n, "events of socket %d", cookie)
+	require.NotEmpty(t, events)
+	for cookie, all := range events {
+		slices.SortFunc(all, func(a, b *event.Header) int { return cmp.Compare(a.SockSeq, b.SockSeq) })
+		for i, h := range all {
+			require.EqualValues(t, i+1, h.SockSeq, "events of socket %d: %s", cookie, told(all))
 		}
 	}
+}
+
+// told lists events for the message of a failed test.
+func told(events []*event.Header) string {
+	var b strings.Builder
+	for _, h := range events[:min(len(events), 40)] {
+		fmt.Fprintf(&b, "\n%4d cpu %d %d ns %v %v %v -> %v", h.SockSeq, h.CPU, h.Time, h.Hook, h.Dir, h.LocalAddr(), h.PeerAddr())
+		if h.Kind == event.KindIncident {
+			fmt.Fprintf(&b, " %v to %v", h.Incident().OldState, h.Incident().NewState)
+		}
+	}
+	return b.String()
 }
 
 // A connection whose sender moves between CPUs all the time.
