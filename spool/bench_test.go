@@ -5,9 +5,11 @@ package spool
 import (
 	"errors"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -55,6 +57,35 @@ func rates(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Microseconds())/blocks, "µs/block")
 	b.ReportMetric(blocks*eventsPerBlock/b.Elapsed().Seconds(), "events/s")
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/blocks/eventsPerBlock, "ns/event")
+}
+
+// BenchmarkAppendLatency appends at the rate of a recorder of 4 million packets a second and tells how long the slowest Appends take: as long
+// the capture's ring must last.
+func BenchmarkAppendLatency(b *testing.B) {
+	cfg := DefaultConfig()
+	cfg.Dir = b.TempDir()
+	cfg.SegmentBytes = 64 << 20
+	cfg.MaxBytes = 1 << 30
+	w := create(b, cfg)
+	block := testBlock(1, 88<<10)
+	const period = 8 * time.Millisecond
+	var took []time.Duration
+	next := time.Now()
+	for b.Loop() {
+		time.Sleep(time.Until(next))
+		next = next.Add(period)
+		start := time.Now()
+		if _, err := w.Append(block); err != nil {
+			b.Fatal(err)
+		}
+		took = append(took, time.Since(start))
+	}
+	slices.Sort(took)
+	at := func(permille int) float64 { return float64(took[len(took)*permille/1000].Microseconds()) }
+	b.ReportMetric(at(500), "p50-µs")
+	b.ReportMetric(at(999), "p99.9-µs")
+	b.ReportMetric(float64(took[len(took)-1].Microseconds()), "max-µs")
+	require.NoError(b, w.Close())
 }
 
 // BenchmarkAppendSmall appends the blocks of an idle host.

@@ -28,6 +28,17 @@ func allocate(f *os.File, off, n int64) error {
 	}
 }
 
+// populate brings the pages of the range into the page cache. Touched for the first time through a memory map, they would come
+// in lumps as large as the device's readahead (8 MiB: 25 ms, measured on a virtual machine whose memory the host backs late).
+func populate(f *os.File, off, n int64) {
+	const piece = 128 << 10 // the kernel takes no more than its readahead of one call
+	for ; n > 0; off, n = off+piece, n-piece {
+		if unix.Fadvise(int(f.Fd()), off, min(n, piece), unix.FADV_WILLNEED) != nil {
+			return
+		}
+	}
+}
+
 // startWriteback asks the kernel to begin writing the range to the device, without waiting: a later
 // synchronisation then finds little left to do.
 func startWriteback(f *os.File, off, n int64) {

@@ -45,7 +45,11 @@ type segment struct {
 	vlogEnd, walEnd int64        // where Badger has written up to, or less
 	vlogRes, walRes int64        // where space is set aside up to
 	reserved        atomic.Int64 // sum of what is set aside, and openBytes
-	kicked          int64        // where writeback was started up to
+	vlogAhead       atomic.Int64 // like vlogRes and walRes, by stayAhead; Append takes them over
+	walAhead        atomic.Int64
+	kicked          int64        // where writeback was started up to; stayAhead's alone
+	announced       bool         // the sidecar knows of activate; stayAhead's alone
+	calm            int64        // vlogEnd before which stayAhead need not be woken
 	dirty           atomic.Bool  // appended to since the last synchronisation
 	fresh           atomic.Bool  // its directory and sidecar were never synchronised
 	broken          error        // Badger refused a write: not to be written again
@@ -106,16 +110,11 @@ func createSegment(dir string, number uint64, limit int64, meta Meta, key []byte
 	return s, nil
 }
 
-// activate makes the segment the one that blocks go to; its first will be first. Synchronising is left to sync, since a rotation
-// must not wait for the device: should the power fail before, the segment looks prepared, and recovery looks what is in it.
+// activate makes the segment the one that blocks go to; its first will be first. The sidecar is left to announce, and synchronising to sync,
+// since a rotation must not wait for the device: until then the segment looks prepared, and recovery looks what is in it.
 func (s *segment) activate(first ID, now time.Time) error {
-	si := s.info
-	si.State, si.First, si.Last, si.Opened = StateActive, first, first-1, now
-	if err := writeSidecar(si, false); err != nil {
-		return err
-	}
+	s.info.State, s.info.First, s.info.Last, s.info.Opened = StateActive, first, first-1, now
 	s.fresh.Store(true)
-	s.info = si
 	if s.meta != nil {
 		if err := s.put(metaKey, s.meta); err != nil {
 			return err
@@ -123,6 +122,15 @@ func (s *segment) activate(first ID, now time.Time) error {
 		s.meta = nil
 	}
 	return nil
+}
+
+// announce writes the sidecar of a segment that was activated; si is a copy of its description. Nothing depends on it but what a person
+// sees who looks into the directory: that it cannot be written is no error.
+func (s *segment) announce(si SegmentInfo) {
+	if !s.announced {
+		si.Last, si.Blocks, si.Bytes, si.FirstAt, si.LastAt = si.First-1, 0, 0, time.Time{}, time.Time{}
+		s.announced = writeSidecar(si, false) == nil
+	}
 }
 
 // takes tells how far a block of n bytes moves the ends of the value log and of the write-ahead log.
@@ -144,6 +152,7 @@ func (s *segment) fits(n int64, limit int64) bool {
 
 // lacks tells how many bytes must be set aside before a block of n bytes can be written.
 func (s *segment) lacks(n int64) (vlog, wal int64) {
+	s.vlogRes, s.walRes = max(s.vlogRes, s.vlogAhead.Load()), max(s.walRes, s.walAhead.Load())
 	v, w := takes(n)
 	return max(0, s.vlogEnd+v-s.vlogRes), max(0, s.walEnd+w-s.walRes)
 }
@@ -207,12 +216,6 @@ func (s *segment) append(id ID, b []byte, now time.Time) error {
 	s.info.LastAt = now
 	s.info.Blocks++
 	s.info.Bytes += int64(len(b))
-	// The device begins early, so that closing finds little left to do. Only whole pages of the largest size that the page
-	// cache uses: one that is still being written would be written twice (measured: 1.18 instead of 1.00 times the blocks' bytes).
-	if end := s.vlogEnd &^ (2<<20 - 1); end-s.kicked >= vlogChunk {
-		startWriteback(s.vlog, s.kicked, end-s.kicked)
-		s.kicked = end
-	}
 	return nil
 }
 

@@ -60,6 +60,7 @@ type Writer struct {
 	closing chan *segment
 	slots   chan struct{} // one for each segment in closing, bounds them
 	wake    chan struct{} // asks for a prepared segment and for retention
+	early   chan struct{} // asks for what the next Appends need
 	stop    chan struct{} // closed by Close
 	behind  *Reader       // of Read, for segments that are closed already; nil if none was needed
 	tasks   sync.WaitGroup
@@ -115,6 +116,7 @@ func Create(ctx context.Context, cfg Config, meta Meta, log *slog.Logger) (_ *Wr
 		slots:   make(chan struct{}, maxClosing),
 		starved: make(chan struct{}),
 		wake:    make(chan struct{}, 1),
+		early:   make(chan struct{}, 1),
 		stop:    make(chan struct{}),
 	}
 	if w.lock, err = takeLock(cfg.Dir, roleRecord); err != nil {
@@ -143,8 +145,9 @@ func Create(ctx context.Context, cfg Config, meta Meta, log *slog.Logger) (_ *Wr
 	}
 	w.closer.Add(1)
 	go w.closeSegments()
-	w.tasks.Add(1)
+	w.tasks.Add(2)
 	go w.maintain()
+	go w.stayAhead()
 	if cfg.Sync == SyncInterval {
 		w.tasks.Add(1)
 		go w.syncAtIntervals()
@@ -320,6 +323,7 @@ func (w *Writer) Append(b []byte) (ID, error) {
 			w.full = errors.Is(err, ErrFull)
 			return 0, err
 		}
+		w.nudge() // blocks come in numbers: the segment after this one will be needed soon
 	}
 	if err := w.makeRoom(w.cur, n); err != nil {
 		w.full = errors.Is(err, ErrFull)
@@ -342,6 +346,10 @@ func (w *Writer) Append(b []byte) (ID, error) {
 	if w.next.Load() == nil && (w.cur.vlogEnd > w.cfg.SegmentBytes/8 || w.cur.walEnd > walLimit/8) {
 		w.nudge()
 	}
+	if w.cur.vlogEnd >= w.cur.calm || w.cur.walRes-w.cur.walEnd < walChunk {
+		w.cur.calm = w.cur.vlogEnd + w.step()/4
+		w.hurry()
+	}
 	return id, nil
 }
 
@@ -362,14 +370,25 @@ func (w *Writer) nudge() {
 	}
 }
 
+// hurry wakes stayAhead.
+func (w *Writer) hurry() {
+	select {
+	case w.early <- struct{}{}:
+	default:
+	}
+}
+
 // used is what the spool takes of the device.
 func (w *Writer) used() int64 {
 	return w.closedBytes.Load() + w.openBytes.Load() + fixedBytes
 }
 
-// makeRoom sets space aside for a block of n bytes. mu must be held.
+// step is how much is set aside in a value log at a time.
+func (w *Writer) step() int64 { return min(vlogChunk, max(w.cfg.SegmentBytes/8, 64<<10)) }
+
+// makeRoom sets space aside for a block of n bytes, unless stayAhead has done so. mu must be held.
 func (w *Writer) makeRoom(s *segment, n int64) error {
-	step := min(vlogChunk, max(w.cfg.SegmentBytes/8, 64<<10))
+	step := w.step()
 	for {
 		vlog, wal := s.lacks(n)
 		if vlog == 0 && wal == 0 {
@@ -479,16 +498,7 @@ func (w *Writer) activateNext() error {
 			return err
 		}
 	}
-	next := w.next.Load()
-	for {
-		err := next.activate(w.nextID, w.now())
-		if !isNoSpace(err) {
-			return err
-		}
-		if w.cfg.OnFull != FullDropOldest || !w.dropOldest() {
-			return fmt.Errorf("%w: %w", ErrFull, err)
-		}
-	}
+	return w.next.Load().activate(w.nextID, w.now())
 }
 
 // prepare opens the next segment, unless there is one.
@@ -526,6 +536,13 @@ func (w *Writer) openNext() (*segment, error) {
 	s, err := createSegment(w.cfg.Dir, w.number, w.cfg.SegmentBytes, w.meta, w.key, w.log)
 	if isNoSpace(err) {
 		err = fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	if err == nil && w.mayTake(w.step()+s.reserved.Load()) {
+		// What the first blocks need. If it cannot be had, Append sees to it.
+		if _, err := s.reserve(w.step(), w.step(), walChunk); err == nil {
+			populate(s.vlog, 0, s.vlogRes)
+			populate(s.wal, 0, s.walRes)
+		}
 	}
 	return s, err
 }
