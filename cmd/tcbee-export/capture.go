@@ -151,6 +151,9 @@ func (a *app) capture(ctx context.Context, c *captureFlags, metrics bool) (err e
 	}
 	defer func() { err = errors.Join(err, spoolError(cfg.Spool.Dir, w.Close())) }()
 
+	if err := workInBatches(); err != nil {
+		a.log.Warn("the recorder may interrupt other programs", "error", err)
+	}
 	capture, err := bpf.Open(ctx, cfg.Capture, a.log)
 	if err != nil {
 		return captureError(err)

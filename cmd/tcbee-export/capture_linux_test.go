@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/tcbee/tcbee-export/bpf"
 )
@@ -126,6 +128,28 @@ func TestRecordEndsInOrderAtASignal(t *testing.T) {
 	out, errs, code = tcbee(t, "flows", dir)
 	require.Zero(t, code, errs)
 	require.Contains(t, out, "1.0 MiB")
+}
+
+func TestRecorderLeavesTheCPUToOthers(t *testing.T) {
+	needsCapture(t)
+	own, err := unix.SchedGetAttr(0, 0)
+	require.NoError(t, err)
+	if own.Policy != unix.SCHED_NORMAL {
+		t.Skip("this process does not have the usual scheduling policy, its children keep theirs")
+	}
+	r := startRecorder(t, "record", "--spool", filepath.Join(t.TempDir(), "spool"))
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", r.cmd.Process.Pid))
+	require.NoError(t, err)
+	require.NotEmpty(t, threads)
+	for _, thread := range threads {
+		id, err := strconv.Atoi(thread.Name())
+		require.NoError(t, err)
+		attr, err := unix.SchedGetAttr(id, 0)
+		require.NoError(t, err)
+		require.EqualValues(t, unix.SCHED_BATCH, attr.Policy)
+	}
+	require.NoError(t, r.cmd.Process.Signal(syscall.SIGINT))
+	require.NoError(t, r.cmd.Wait(), r.errs.String())
 }
 
 func TestRunWithoutSpoolLeavesNothingBehind(t *testing.T) {
