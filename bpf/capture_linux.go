@@ -10,7 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -94,9 +93,8 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Capture, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if lack := missingCapabilities(); len(lack) > 0 {
-		return nil, hint(fmt.Errorf("capture: the process lacks %s: %w", strings.Join(lack, ", "), unix.EPERM),
-			setcapHint)
+	if err := checkRights(); err != nil {
+		return nil, fmt.Errorf("capture: %w", err)
 	}
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)

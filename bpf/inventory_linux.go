@@ -28,6 +28,8 @@ import (
 // inventoryPortion is how many sockets are sampled before the ring is looked at.
 const inventoryPortion = 256
 
+var inventoryProgram = program{programsProgInventory, groupSockets, event.HookInventory, "connections that existed before"}
+
 // inventory records the sockets that were there before the capture. It runs beside the
 // reader, because their records may be more than the ring holds.
 type inventory struct {
@@ -44,7 +46,7 @@ func (c *Capture) startInventory() error {
 		close(c.inventory.done)
 		return nil
 	}
-	p := program{programsProgInventory, groupSockets, event.HookInventory, "connections that existed before"}
+	p := inventoryProgram
 	prog, err := c.obj.load(p.name, c.cfg.Verbose)
 	var it *link.Iter
 	if err == nil {

@@ -19,42 +19,90 @@ import (
 // that cfg leaves out too, attaches and detaches those of tracepoints, and records nothing. It never fails; what
 // does not work has its Reason.
 func Probe(cfg Config) []Feature {
-	lack := missingCapabilities()
-	var all []Feature
-	for _, c := range capabilities {
-		f := Feature{Group: "rights", Name: c.Name, Enabled: true, Usable: !slices.Contains(lack, c.Name)}
-		if !f.Usable {
-			f.Reason = "the process does not have it"
-			f.Hint = setcapHint
-		}
-		all = append(all, f)
-	}
+	all := probeRights(cfg)
 	transport := Feature{Group: "transport", Name: "ring buffer, per-CPU slots, flush", Enabled: true}
-	small := cfg
-	small.RingBytes = minRing
-	hz, err := kernelHZ()
 	var o *object
+	err := checkRights()
 	if err == nil {
-		o, err = loadObject(small, settings{hz: hz})
+		o, err = probeTransport(cfg)
 	}
 	if err != nil {
 		transport.refuse(err, "everything")
-		return append(all, transport)
+		return append(append(all, transport), probeHooks(cfg, nil, err)...)
 	}
 	defer o.close()
-	if _, err := o.coll.Programs[programsProgFlush].Run(&ebpf.RunOptions{Flags: unix.BPF_F_TEST_RUN_ON_CPU}); err != nil {
-		transport.refuse(err, "everything: records of quiet CPUs would never arrive")
-	} else {
-		transport.Usable = true
-	}
-	all = append(all, transport)
+	transport.Usable = true
+	return append(append(all, transport), probeHooks(cfg, o, nil)...)
+}
 
+// probeRights tells which capabilities the process has.
+func probeRights(cfg Config) []Feature {
+	have, _ := effective()
+	lack := missingCapabilities()
+	var all []Feature
+	for _, c := range capabilities {
+		f := Feature{Group: "rights", Name: c.Name, Enabled: true, Usable: have>>c.Bit&1 == 1}
+		if c.Required {
+			f.Usable = !slices.Contains(lack, c.Name)
+		} else {
+			f.Enabled = cfg.Inventory
+		}
+		if !f.Usable {
+			f.Reason = "the process does not have it"
+			f.Missing = []string{c.For}
+		}
+		switch {
+		case f.Usable:
+		case c.Bit == unix.CAP_SYS_ADMIN && cfg.netnsPath() != "":
+			f.Enabled = true
+			f.Hint = "run with sudo, or in that namespace with capture.netns: own"
+		case c.Bit == unix.CAP_SYS_ADMIN:
+			f.Enabled = f.Enabled && cfg.Netns == "all"
+			f.Fallback = "they are known from their first event on"
+		case c.Required:
+			f.Missing = []string{"everything"}
+			f.Hint = setcapHint
+		default:
+			f.Fallback = "such connections are told without their process"
+		}
+		all = append(all, f)
+	}
+	return all
+}
+
+// probeTransport loads what every hook needs.
+func probeTransport(cfg Config) (*object, error) {
+	hz, err := kernelHZ()
+	if err != nil {
+		return nil, err
+	}
+	cfg.RingBytes = minRing
+	o, err := loadObject(cfg, settings{hz: hz})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := o.coll.Programs[programsProgFlush].Run(&ebpf.RunOptions{Flags: unix.BPF_F_TEST_RUN_ON_CPU}); err != nil {
+		o.close()
+		return nil, explain("send the records of quiet CPUs", err, false)
+	}
+	return o, nil
+}
+
+// probeHooks tries every hook; without an object all are refused, for the reason why there is none.
+func probeHooks(cfg Config, o *object, without error) []Feature {
+	load := func(name string) (*ebpf.Program, error) {
+		if o == nil {
+			return nil, without
+		}
+		return o.load(name, false)
+	}
+	var all []Feature
 	for _, p := range []program{
 		{programsProgTcIngress, groupPackets, event.HookTCIngress, "headers of received packets"},
 		{programsProgTcEgress, groupPackets, event.HookTCEgress, "headers of sent packets, and samples of sending sockets"},
 	} {
 		f := Feature{Group: p.group, Name: p.hook.String(), Enabled: cfg.Packets.Enabled || p.hook == event.HookTCEgress && wantsTransmit(cfg)}
-		if prog, err := o.load(p.name, false); err != nil {
+		if prog, err := load(p.name); err != nil {
 			f.refuse(err, p.lacks)
 		} else {
 			f.Usable = true
@@ -67,22 +115,26 @@ func Probe(cfg Config) []Feature {
 	}
 	egress := all[len(all)-1]
 	xdp := Feature{Group: groupPackets, Name: event.HookXDP.String(), Enabled: cfg.Packets.Enabled && cfg.Packets.XDP}
-	if _, err := o.load(programsProgXdpIngress, false); err != nil {
+	if _, err := load(programsProgXdpIngress); err != nil {
 		xdp.refuse(err)
-		xdp.Fallback = event.HookTCIngress.String()
+		if all[0].Usable {
+			xdp.Fallback = event.HookTCIngress.String()
+		}
 	} else {
 		xdp.Usable = true // an interface without it is seen by tc_ingress
 	}
-	all = append(all, xdp, Feature{Group: groupSockets, Name: event.HookTransmit.String(), Enabled: wantsTransmit(cfg),
-		Usable: egress.Usable, Reason: egress.Reason, Fallback: "sampled by the egress program at tc, through the packet's socket"})
-	for _, p := range traced {
+	transmit := Feature{Group: groupSockets, Name: event.HookTransmit.String(), Enabled: wantsTransmit(cfg), Usable: egress.Usable, Reason: egress.Reason, Hint: egress.Hint}
+	if transmit.Usable {
+		transmit.Fallback = "sampled by the egress program at tc, through the packet's socket"
+	} else {
+		transmit.Missing = []string{"samples of sending sockets"}
+	}
+	all = append(all, xdp, transmit)
+	for _, p := range append(slices.Clone(traced), inventoryProgram) {
 		f := Feature{Group: p.group, Name: p.hook.String(), Enabled: p.wants(cfg)}
-		prog, err := o.load(p.name, false)
+		prog, err := load(p.name)
 		if err == nil {
-			var ln link.Link
-			if ln, err = link.AttachTracing(link.TracingOptions{Program: prog}); err == nil {
-				err = ln.Close()
-			}
+			err = tryAttach(p, prog)
 		}
 		if err != nil {
 			f.refuse(err, p.lacks)
@@ -92,6 +144,22 @@ func Probe(cfg Config) []Feature {
 		all = append(all, f)
 	}
 	return all
+}
+
+// tryAttach attaches the program of a tracepoint or iterator and detaches it again.
+func tryAttach(p program, prog *ebpf.Program) error {
+	if p.hook == event.HookInventory {
+		it, err := link.AttachIter(link.IterOptions{Program: prog})
+		if err != nil {
+			return explain("attach iter/tcp", err, false)
+		}
+		return it.Close()
+	}
+	ln, err := link.AttachTracing(link.TracingOptions{Program: prog})
+	if err != nil {
+		return explain("attach tp_btf/"+p.hook.String(), err, false)
+	}
+	return ln.Close()
 }
 
 // refuse says why a feature does not work, and what is lost.

@@ -23,7 +23,7 @@ func TestProbeTellsOfEveryHook(t *testing.T) {
 		require.True(t, f.Usable || f.Reason != "", f.Name)
 		require.NotContains(t, f.Reason, "\n")
 	}
-	for h := event.HookTCIngress; h < event.HookInventory; h++ {
+	for h := event.HookTCIngress; h <= event.HookInventory; h++ {
 		f, ok := found[h.String()]
 		require.True(t, ok, "%v", h)
 		require.Equal(t, f.Enabled, h != event.HookXDP && h != event.HookRcvSpaceAdjust, "%v", h)

@@ -53,6 +53,8 @@ func (p program) wants(cfg Config) bool {
 	switch {
 	case p.hook == event.HookTCPProbe:
 		return cfg.Sockets.Enabled && cfg.Sockets.Samples != SamplesOff
+	case p.hook == event.HookInventory:
+		return cfg.Inventory
 	case p.group == groupSockets:
 		return cfg.Sockets.Enabled
 	case p.group == groupEvents:

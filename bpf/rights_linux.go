@@ -61,6 +61,15 @@ func missingCapabilities() []string {
 	return lack
 }
 
+// checkRights names the capabilities that are missing.
+func checkRights() error {
+	lack := missingCapabilities()
+	if len(lack) == 0 {
+		return nil
+	}
+	return hint(fmt.Errorf("the process lacks %s: %w", strings.Join(lack, ", "), unix.EPERM), setcapHint)
+}
+
 // keeps names the capabilities that a running capture cannot do without. With tcx there is none: the programs are
 // loaded, the thread that attaches them to new interfaces is in their namespace, and links end with their file descriptors. Filters
 // of clsact are attached and removed over netlink, which takes CAP_NET_ADMIN each time.
