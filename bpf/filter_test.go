@@ -82,12 +82,13 @@ func TestSamplingTakesWholeConnections(t *testing.T) {
 		t.Cleanup(func() { require.NoError(t, c.Close()) })
 		return c
 	}
+	fired := fire(t, l, l.A, event.HookDestroySock)
 	a, b := open(l.A), open(l.B)
 	const connections = 60
-	clients, err := l.Exchange(t.Context(), netlab.Exchange{Connections: connections, Requests: 3})
+	clients, err := l.Exchange(bounded(t), netlab.Exchange{Connections: connections, Requests: 3})
 	require.NoError(t, err)
-	require.NoError(t, l.A.Quiet(t.Context()))
-	require.NoError(t, l.B.Quiet(t.Context()))
+	require.NoError(t, l.A.Quiet(bounded(t)))
+	require.NoError(t, l.B.Quiet(bounded(t)))
 	type seen [event.Hooks]int
 	taken := func(c *Capture, server bool) map[netip.AddrPort]*seen {
 		var r recorded
@@ -109,6 +110,7 @@ func TestSamplingTakesWholeConnections(t *testing.T) {
 		}
 		return m
 	}
+	fires := fired.of(t, event.HookDestroySock)
 	atA, atB := taken(a, false), taken(b, true)
 	require.NotEmpty(t, atA)
 	require.Less(t, len(atA), connections)
@@ -119,7 +121,10 @@ func TestSamplingTakesWholeConnections(t *testing.T) {
 			require.NotZero(t, s[event.HookTCEgress])
 			require.NotZero(t, s[event.HookTransmit])
 			require.NotZero(t, s[event.HookSetState])
-			require.Equal(t, 1, s[event.HookDestroySock])
+			require.LessOrEqual(t, s[event.HookDestroySock], 1)
+			if fires == connections { // a kernel may run no program at a tracepoint
+				require.Equal(t, 1, s[event.HookDestroySock])
+			}
 		}
 	}
 }
@@ -150,9 +155,9 @@ func TestFilterByCgroup(t *testing.T) {
 			c, err := Open(t.Context(), cfg, quiet())
 			require.NoError(t, err)
 			defer func() { require.NoError(t, c.Close()) }()
-			_, err = l.Exchange(t.Context(), netlab.Exchange{Connections: 2})
+			_, err = l.Exchange(bounded(t), netlab.Exchange{Connections: 2})
 			require.NoError(t, err)
-			require.NoError(t, l.A.Quiet(t.Context()))
+			require.NoError(t, l.A.Quiet(bounded(t)))
 			var r recorded
 			r.add(t, collect(t, c))
 			r.identity(t, c.Accounting())

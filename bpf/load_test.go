@@ -7,6 +7,7 @@ package bpf
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -28,26 +29,30 @@ import (
 // counters are those of others.
 func TestLoadOnAllCPUs(t *testing.T) {
 	l := lab(t, netlab.Options{})
+	ctx := bounded(t)
 	before, err := l.A.SNMP()
 	require.NoError(t, err)
 	count, err := l.Count(l.A, l.A.Interface)
 	require.NoError(t, err)
+	fired := fire(t, l, l.A, event.HookTCPProbe, event.HookSetState, event.HookDestroySock, event.HookReceiveReset)
 	r, a := during(t, in(l.A), func(*Capture) {
 		var wait sync.WaitGroup
+		failed := make([]error, 6)
 		for i := range 6 {
 			wait.Go(func() {
 				tr := netlab.Transfer{From: l.A, To: l.B, Bytes: 24 << 20, IPv6: i%2 == 0}
 				if i%3 == 0 {
 					tr.From, tr.To = l.B, l.A
 				}
-				_, err := l.Transfer(t.Context(), tr)
-				require.NoError(t, err)
+				_, failed[i] = l.Transfer(ctx, tr)
 			})
 		}
 		wait.Wait()
-		_, err := l.Exchange(t.Context(), netlab.Exchange{Connections: 100, Requests: 5, Reset: true})
+		require.NoError(t, errors.Join(failed...))
+		_, err := l.Exchange(bounded(t), netlab.Exchange{Connections: 100, Requests: 5, Reset: true})
 		require.NoError(t, err)
-		require.NoError(t, l.A.Quiet(t.Context()))
+		require.NoError(t, l.A.Quiet(ctx))
+		require.NoError(t, l.B.Quiet(ctx))
 	})
 	after, err := l.A.SNMP()
 	require.NoError(t, err)
@@ -61,6 +66,7 @@ func TestLoadOnAllCPUs(t *testing.T) {
 	require.Equal(t, in.TCP, a.Total[event.HookTCIngress].Seen)
 	require.Equal(t, out.TCP, a.Total[event.HookTCEgress].Seen)
 	require.EqualValues(t, snmp["TcpInSegs"], a.Total[event.HookTCIngress].Seen)
+	fired.told(t, a)
 	// What tcp_probe did not see was merged in the backlog or is outside of ESTABLISHED.
 	outside := snmp["TcpInSegs"] - snmp["TcpExtTCPBacklogCoalesce"] - int64(r.stored[event.HookTCPProbe])
 	require.GreaterOrEqual(t, outside, int64(0))
@@ -151,7 +157,7 @@ func TestFlowThatMovesBetweenCPUs(t *testing.T) {
 		require.NoError(t, <-moved)
 		require.NoError(t, conn.Close())
 		<-done
-		require.NoError(t, l.A.Quiet(t.Context()))
+		require.NoError(t, l.A.Quiet(bounded(t)))
 	})
 	r.identity(t, a)
 	require.Equal(t, "stop", stop(r.raw))
@@ -172,19 +178,33 @@ func TestAnchorsTellTheWallClock(t *testing.T) {
 	require.NoError(t, err)
 	b := a.append(nil, event.AnchorStart)
 	time.Sleep(20 * time.Millisecond)
-	wall, mono := time.Now().UnixNano(), monotonic()
 	anchor := event.At(b).Anchor()
-	require.InDelta(t, wall, anchor.Realtime+int64(mono-anchor.Time), 1e6)
+	// The thread may be interrupted between two clocks.
+	before := monotonic()
+	wall := time.Now().UnixNano()
+	after := monotonic()
+	require.GreaterOrEqual(t, wall, anchor.Realtime+int64(before-anchor.Time)-1e6)
+	require.LessOrEqual(t, wall, anchor.Realtime+int64(after-anchor.Time)+1e6)
 	require.InDelta(t, anchor.Realtime, anchor.TAI, 60e9)
 	require.Less(t, anchor.Uncertainty, uint32(1e6))
 
-	require.False(t, a.due(monotonic()))
+	// For the same reason what most of many looks say.
+	due := func() bool {
+		n := 0
+		for range 101 {
+			if a.due(monotonic()) {
+				n++
+			}
+		}
+		return n > 50
+	}
+	require.False(t, due())
 	a.last.Realtime += 400_000 // as if the clock had been set back by 0.4 ms
-	require.True(t, a.due(monotonic()))
+	require.True(t, due())
 	a.last.Realtime -= 400_000
 	a.last.Time -= anchorEvery
 	a.last.Realtime -= anchorEvery
-	require.True(t, a.due(monotonic()))
+	require.True(t, due())
 }
 
 func TestNextEndsWithItsContext(t *testing.T) {

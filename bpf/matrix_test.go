@@ -63,9 +63,9 @@ func TestConfigurations(t *testing.T) {
 			tt.change(&cfg)
 			require.NoError(t, cfg.Validate())
 			r, a := during(t, cfg, func(*Capture) {
-				_, err := l.Exchange(t.Context(), netlab.Exchange{Connections: 2, Requests: 40})
+				_, err := l.Exchange(bounded(t), netlab.Exchange{Connections: 2, Requests: 40})
 				require.NoError(t, err)
-				require.NoError(t, l.A.Quiet(t.Context()))
+				require.NoError(t, l.A.Quiet(bounded(t)))
 			})
 			r.identity(t, a)
 			whole(t, r, a)

@@ -50,6 +50,7 @@ type Lab struct {
 
 	opts     Options
 	counters []*Counter
+	firings  []*Firings
 	once     sync.Once
 	closeErr error
 }
@@ -113,6 +114,7 @@ func (l *Lab) setup(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		n.lab = l
 		*ns.n = n
 		if err := n.Do(func() error { return prepare(ns.label == "r") }); err != nil {
 			return fmt.Errorf("namespace %s: %w", ns.label, err)

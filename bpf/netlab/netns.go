@@ -38,7 +38,8 @@ type Namespace struct {
 	// IPv4 and IPv6 are the addresses of Interface; invalid in R.
 	IPv4, IPv6 netip.Addr
 
-	fd netns.NsHandle
+	fd  netns.NsHandle
+	lab *Lab
 }
 
 // newNamespace makes a namespace and leaves the calling thread in the one it was in.

@@ -10,12 +10,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -410,7 +413,7 @@ const (
 )
 
 // Quiet waits until no TCP socket of the namespace is open any more (listeners and TIME_WAIT do not
-// count), so that counters have their last value.
+// count) and no packet is under way in the lab, so that counters have their last value.
 func (n *Namespace) Quiet(ctx context.Context) error {
 	const open = ^uint32(1<<stateTimeWait | 1<<stateClose | 1<<stateListen)
 	tick := time.NewTicker(time.Millisecond)
@@ -421,12 +424,114 @@ func (n *Namespace) Quiet(ctx context.Context) error {
 			return err
 		}
 		if len(socks) == 0 {
-			return nil
+			return n.settle(ctx)
 		}
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%d sockets of namespace %s are still open, the first %v to %v: %w",
 				len(socks), n.Label, socks[0].Local, socks[0].Peer, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// settle returns when the packets that are under way have arrived, and what they gave rise to. A socket that is
+// closed does not say that: a segment that was sent twice, or an answer to it, may still lie in the receive queue of
+// a CPU that is busy with other things.
+func (n *Namespace) settle(ctx context.Context) error {
+	if err := n.lab.R.drained(ctx); err != nil {
+		return err
+	}
+	var cpus unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
+		return fmt.Errorf("CPUs of this thread: %w", err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread's affinity ends with it
+		done <- n.Do(func() error {
+			// A segment goes to the router, from there to the other end, and the answer back.
+			for range 4 {
+				for cpu := range len(cpus) * bits.UintSize {
+					if !cpus.IsSet(cpu) {
+						continue
+					}
+					if err := passQueue(ctx, cpu); err != nil {
+						return fmt.Errorf("receive queue of CPU %d: %w", cpu, err)
+					}
+				}
+			}
+			return nil
+		})
+	}()
+	return <-done
+}
+
+// passQueue sends a datagram over lo and receives it, with the thread on the CPU: as a veth does, lo puts what it
+// sends at the end of the CPU's receive queue.
+func passQueue(ctx context.Context, cpu int) error {
+	var one unix.CPUSet
+	one.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		return err
+	}
+	self, err := unix.Getsockname(fd)
+	if err != nil {
+		return err
+	}
+	wait := unix.NsecToTimeval(int64(100 * time.Millisecond))
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+		return err
+	}
+	// A queue that is full drops it: then another is sent.
+	for {
+		if err := unix.Sendto(fd, []byte{0}, 0, self); err != nil {
+			return err
+		}
+		_, _, err := unix.Recvfrom(fd, make([]byte, 1), 0)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR):
+			return err
+		}
+	}
+}
+
+// drained waits until nothing waits before a rate limit of the namespace.
+func (n *Namespace) drained(ctx context.Context) error {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		waiting := uint32(0)
+		err := n.Do(func() error {
+			discs, err := netlink.QdiscList(nil)
+			for _, q := range discs {
+				if s := q.Attrs().Statistics; s != nil && s.Queue != nil {
+					waiting += s.Queue.Qlen
+				}
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("queues of namespace %s: %w", n.Label, err)
+		}
+		if waiting == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d packets wait in namespace %s: %w", waiting, n.Label, ctx.Err())
 		case <-tick.C:
 		}
 	}
