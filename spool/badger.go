@@ -3,10 +3,8 @@
 package spool
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"log/slog"
 	"math"
@@ -196,45 +194,19 @@ func scanWAL(path string) (s walScan, err error) {
 	if fi, err := os.Stat(path); err == nil {
 		s.changed = fi.ModTime().UTC()
 	}
-	const bitTxn, bitFinTxn = 0x40, 0x80
 	for off := logHeader; ; {
-		n, meta := walEntry(data[min(off, len(data)):])
-		if n == 0 {
+		e := parseEntry(data[min(off, len(data)):])
+		if !e.whole() {
 			return s, nil
 		}
-		off += n
+		off += e.size
 		switch {
-		case meta&bitFinTxn != 0:
+		case e.meta&bitFinTxn != 0:
 			s.ends = append(s.ends, int64(off))
-		case meta&bitTxn == 0:
+		case e.meta&bitTxn == 0:
 			return s, nil // the spool writes transactions only
 		}
 	}
-}
-
-// walEntry gives the length of the entry that b begins with, 0 if it is not whole.
-func walEntry(b []byte) (n int, meta byte) {
-	if len(b) < 2 {
-		return 0, 0
-	}
-	var v [3]uint64
-	n = 2
-	for i := range v {
-		var m int
-		if v[i], m = binary.Uvarint(b[n:]); m <= 0 {
-			return 0, 0
-		}
-		n += m
-	}
-	klen, vlen := v[0], v[1]
-	if left := uint64(len(b) - n); klen == 0 || klen > left || vlen > left-klen || left-klen-vlen < crc32.Size {
-		return 0, 0
-	}
-	n += int(klen + vlen)
-	if crc32.Checksum(b[:n], castagnoli) != binary.BigEndian.Uint32(b[n:]) {
-		return 0, 0
-	}
-	return n + crc32.Size, b[0]
 }
 
 // cutWAL cuts the write-ahead log of a closed database behind its last whole transaction, as read-only databases must have it. What

@@ -23,6 +23,10 @@ type ReadOptions struct {
 
 	// NoRotate leaves a living recorder alone: only segments that are closed already are read.
 	NoRotate bool
+
+	// Trust leaves out the store's own checksum of a block, which costs as much as reading it: for blocks that check themselves, when they are
+	// decoded anyway.
+	Trust bool
 }
 
 // dying is how long a Reader waits for a recorder that holds the lock and whose socket is closed.
@@ -270,13 +274,33 @@ func (r *Reader) recover(ctx context.Context, open []SegmentInfo) (map[uint64]er
 // spool was opened, or refreshed last, the error is io.EOF. A *DamageError tells of blocks that cannot be read; the next call goes on behind
 // them. Other errors are final. (BenchmarkRead measures it.)
 func (r *Reader) Next(ctx context.Context) (ID, []byte, error) {
+	id, b, err := r.read(ctx, MaxBlock)
+	if err == nil {
+		r.Skip()
+	}
+	return id, b, err
+}
+
+// Head returns the first n bytes of the block that Next returns next, or all if it has less, without their checksum and without going on. It
+// reads no more of the block than that, unless the spool is encrypted. Otherwise it is like Next.
+func (r *Reader) Head(ctx context.Context, n int) (ID, []byte, error) {
+	id, b, err := r.read(ctx, n)
+	return id, b[:min(n, len(b))], err
+}
+
+// Skip goes on behind the block that Head has returned.
+func (r *Reader) Skip() {
+	r.held = false
+	r.next++
+}
+
+// read finds the next block and reads it: the first n bytes, or all of it if n is MaxBlock.
+func (r *Reader) read(ctx context.Context, n int) (ID, []byte, error) {
 	if r.closed {
 		return 0, nil, ErrClosed
 	}
 	if r.held {
-		r.held = false
-		r.next++
-		return r.next - 1, r.buf, nil
+		return r.next, r.buf, nil
 	}
 	for r.at < len(r.segs) {
 		if err := ctx.Err(); err != nil {
@@ -298,12 +322,11 @@ func (r *Reader) Next(ctx context.Context) (ID, []byte, error) {
 			continue
 		}
 		r.strict = true
-		err := r.get(r.next)
+		err := r.get(r.next, n)
 		if err == nil {
-			r.next++
-			return r.next - 1, r.buf, nil
+			return r.next, r.buf, nil
 		}
-		return 0, nil, r.skip(ctx, si, err)
+		return 0, nil, r.pass(ctx, si, err)
 	}
 	return 0, nil, io.EOF
 }
@@ -359,12 +382,26 @@ func (r *Reader) missing() error {
 	return fmt.Errorf("missing between segments %08d and %08d: %w", r.segs[r.at-1].Number, r.segs[r.at].Number, fs.ErrNotExist)
 }
 
-// openSegment opens the segment by Badger, or where its bookkeeping is damaged, its value log alone.
+// openSegment opens the segment: by its write-ahead log, by Badger if it is encrypted, or where its bookkeeping is damaged, by its value log
+// alone.
 func (r *Reader) openSegment(si *SegmentInfo) error {
-	db, err := r.openDatabase(si)
+	short, err := checkFiles(*si)
+	if err == nil && !si.Encrypted {
+		plain, perr := openPlain(si, short, r.opts.Trust)
+		if perr == nil {
+			r.src = plain
+			return nil
+		}
+		r.log.Debug("spool: left to Badger", "segment", si.Number, "reason", perr)
+	}
 	if err == nil {
-		r.src = db
-		return nil
+		var db *database
+		if db, err = r.openDatabase(si); err == nil {
+			db.short = short
+			r.src = db
+			return nil
+		}
+		err = errors.Join(short, err)
 	}
 	if si.Encrypted || errors.Is(err, ErrKey) {
 		return err
@@ -378,18 +415,15 @@ func (r *Reader) openSegment(si *SegmentInfo) error {
 	return nil
 }
 
+// openDatabase opens the segment by Badger. Its files must have been checked.
 func (r *Reader) openDatabase(si *SegmentInfo) (*database, error) {
-	short, err := checkFiles(*si)
-	if err != nil {
-		return nil, err
-	}
 	o := badgerOptions(si.Dir, 0, si.keyOf(r.key), r.log)
 	o.ReadOnly = true
 	db, err := openBadger(o)
 	if err != nil {
-		return nil, errors.Join(short, err)
+		return nil, err
 	}
-	return &database{db: db, txn: db.NewTransaction(false), short: short}, nil
+	return &database{db: db, txn: db.NewTransaction(false)}, nil
 }
 
 func (r *Reader) leave() {
@@ -399,20 +433,24 @@ func (r *Reader) leave() {
 	r.src, r.held = nil, false
 }
 
-// get reads the block into buf.
-func (r *Reader) get(id ID) (err error) {
-	r.buf, err = r.src.get(id, r.buf)
+// get reads the first n bytes of the block into buf, or all of it if n is MaxBlock.
+func (r *Reader) get(id ID, n int) (err error) {
+	if n >= MaxBlock {
+		r.buf, err = r.src.get(id, r.buf)
+	} else {
+		r.buf, err = r.src.head(id, r.buf, n)
+	}
 	return err
 }
 
-// skip finds the next block that can be read, and tells what lies before it.
-func (r *Reader) skip(ctx context.Context, si *SegmentInfo, err error) error {
+// pass finds the next block that can be read, and tells what lies before it.
+func (r *Reader) pass(ctx context.Context, si *SegmentInfo, err error) error {
 	d := &DamageError{Segment: si.Number, First: r.next, Last: si.Last, Err: err}
 	for id := r.next + 1; id <= si.Last; id++ {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if r.get(id) == nil {
+		if r.get(id, MaxBlock) == nil {
 			d.Last, r.held = id-1, true
 			break
 		}
@@ -422,17 +460,19 @@ func (r *Reader) skip(ctx context.Context, si *SegmentInfo, err error) error {
 }
 
 // Seek makes the block id the next one that is read. If it is not there any more, Next first tells so by a *DamageError, and goes on with the
-// oldest one; Seek(0) goes to the oldest block without that. An ID behind the end is the end.
+// oldest one; Seek(0) goes to the oldest block without that. An ID behind the end is the end. Within a segment it costs nothing.
 func (r *Reader) Seek(id ID) error {
 	if r.closed {
 		return ErrClosed
 	}
-	r.leave()
-	r.held = false
-	r.at, r.next, r.strict = 0, id, id > 0
-	for r.at < len(r.segs) && r.segs[r.at].State == StateClosed && r.segs[r.at].Last < id {
-		r.at++
+	at := 0
+	for at < len(r.segs) && r.segs[at].State == StateClosed && r.segs[at].Last < id {
+		at++
 	}
+	if at != r.at || at == len(r.segs) || id < r.segs[at].First {
+		r.leave()
+	}
+	r.at, r.next, r.strict, r.held = at, id, id > 0, false
 	return nil
 }
 
@@ -448,7 +488,11 @@ func (r *Reader) Segments() []SegmentInfo {
 
 // loadMeta reads the metadata that lies inside an encrypted segment.
 func (r *Reader) loadMeta(si *SegmentInfo) {
-	db, err := r.openDatabase(si)
+	_, err := checkFiles(*si)
+	var db *database
+	if err == nil {
+		db, err = r.openDatabase(si)
+	}
 	if err != nil {
 		si.Meta = new(Meta)
 		r.log.Debug("spool: metadata cannot be read", "segment", si.Number, "error", err)

@@ -114,7 +114,15 @@ type head struct {
 	dirLen    int    // its bytes
 }
 
-// ReadInfo reads the head of the block src and checks its CRC. It does not look at the columns, whose
+// HeadSize tells how many bytes the head of a block has, of which src is the beginning, at least 16 bytes. ReadInfo, MayHold and
+// Decoder.Directory need no more of a block than that.
+func HeadSize(src []byte) (int, error) {
+	var h head
+	err := h.preamble(src)
+	return h.Head, err
+}
+
+// ReadInfo reads the head of the block src, or src that is such a head, and checks its CRC. It does not look at the columns, whose
 // damage only Decode finds. It copies all that it returns.
 func ReadInfo(src []byte) (Info, error) {
 	var h head
@@ -122,8 +130,8 @@ func ReadInfo(src []byte) (Info, error) {
 	return h.Info, err
 }
 
-// fixed checks what comes before the CRC can be: magic, version and lengths.
-func (h *head) fixed(src []byte) error {
+// preamble reads what comes before the CRC can be checked: magic, version and lengths.
+func (h *head) preamble(src []byte) error {
 	if len(src) < fixedSize {
 		return fmt.Errorf("%w: header, offset %d: unexpected end: a block has at least %d bytes", ErrCorrupt, len(src), minBlock)
 	}
@@ -142,12 +150,6 @@ func (h *head) fixed(src []byte) error {
 		return fmt.Errorf("%w: header, offset %d: unknown flags %#x", ErrCorrupt, offFlags, f)
 	}
 	length := uint64(binary.LittleEndian.Uint32(src[offLength:]))
-	switch {
-	case length > uint64(len(src)):
-		return fmt.Errorf("%w: torn: offset %d: unexpected end: %d of %d bytes are there", ErrCorrupt, len(src), len(src), length)
-	case length < uint64(len(src)):
-		return fmt.Errorf("%w: header, offset %d: %d bytes after the block's end", ErrCorrupt, offLength, uint64(len(src))-length)
-	}
 	headLen := uint64(binary.LittleEndian.Uint32(src[offHead:]))
 	if headLen < fixedSize+4 || headLen+4 > length {
 		return fmt.Errorf("%w: header, offset %d: head of %d bytes in a block of %d", ErrCorrupt, offHead, headLen, length)
@@ -156,9 +158,24 @@ func (h *head) fixed(src []byte) error {
 	return nil
 }
 
+// complete compares the block's length with what is there: all of it, or, if alone allows that, the head.
+func (h *head) complete(src []byte, alone bool) error {
+	switch {
+	case len(src) == h.Encoded, alone && len(src) == h.Head:
+		return nil
+	case len(src) < h.Encoded:
+		return fmt.Errorf("%w: torn: offset %d: unexpected end: %d of %d bytes are there", ErrCorrupt, len(src), len(src), h.Encoded)
+	default:
+		return fmt.Errorf("%w: header, offset %d: %d bytes after the block's end", ErrCorrupt, offLength, len(src)-h.Encoded)
+	}
+}
+
 func (h *head) read(src []byte) error {
 	*h = head{}
-	if err := h.fixed(src); err != nil {
+	if err := h.preamble(src); err != nil {
+		return err
+	}
+	if err := h.complete(src, true); err != nil {
 		return err
 	}
 	end := h.Head - 4

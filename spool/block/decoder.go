@@ -61,6 +61,9 @@ func (d *Decoder) Decode(dst, src []byte) ([]byte, error) {
 	if err := h.read(src); err != nil {
 		return dst, err
 	}
+	if err := h.complete(src, false); err != nil {
+		return dst, err
+	}
 	end := h.Encoded - 4
 	if got, want := crc32.Checksum(src[h.Head:end], castagnoli), binary.LittleEndian.Uint32(src[end:]); got != want {
 		return dst, fmt.Errorf("%w: columns, offset %d to %d: CRC-32C is %08x, want %08x", ErrCorrupt, h.Head, end, got, want)
