@@ -29,7 +29,7 @@ func recorded(b *testing.B, seconds int) (blocks [][]byte, events int) {
 			events++
 		}
 	}
-	require.NoError(b, record(context.Background(), src, func(sealed []byte) error {
+	require.NoError(b, Encode(context.Background(), src, func(sealed []byte) error {
 		blocks = append(blocks, append([]byte(nil), sealed...))
 		return nil
 	}))

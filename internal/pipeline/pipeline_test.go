@@ -294,7 +294,7 @@ func TestReplayStartsInTheMiddleOfASession(t *testing.T) {
 	middle := event.Append(nil, &event.Anchor{Header: event.Header{Time: 2000 * ms}, Session: 1, Realtime: 1_700_000_000_123_456_789 + int64(2000*ms), Phase: event.AnchorStart})
 	src.batches = append(src.batches[:60:60], append([][]byte{middle}, src.batches[60:]...)...)
 	var blocks [][]byte
-	require.NoError(t, record(ctx, src, func(sealed []byte) error {
+	require.NoError(t, Encode(ctx, src, func(sealed []byte) error {
 		blocks = append(blocks, append([]byte(nil), sealed...))
 		return nil
 	}))

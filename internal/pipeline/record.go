@@ -22,9 +22,9 @@ const (
 	maxBlockAge    = 400 * time.Millisecond
 )
 
-// record moves batches from the source into blocks and hands each sealed block to put. It
-// returns after the source's end, with everything sealed.
-func record(ctx context.Context, src Source, put func(sealed []byte) error) error {
+// Encode is the write half up to the spool: it moves batches from the source into blocks and hands each
+// sealed block to put, which must copy what it keeps. It returns after the source's end, with everything sealed.
+func Encode(ctx context.Context, src Source, put func(sealed []byte) error) error {
 	b := block.NewBuilder(block.Options{})
 	var buf []byte
 	seal := func() error {

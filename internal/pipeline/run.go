@@ -72,7 +72,7 @@ func (w *writer) put(sealed []byte) error {
 
 // run pumps the source dry. Records that the capture itself makes are looked at for the account.
 func (w *writer) run(ctx context.Context, src Source) error {
-	err := record(ctx, &observed{src, &w.tally}, w.put)
+	err := Encode(ctx, &observed{src, &w.tally}, w.put)
 	if serr := w.spool.Sync(); serr != nil {
 		err = errors.Join(err, serr)
 	}
