@@ -214,3 +214,82 @@ func TestWithoutRights(t *testing.T) {
 		require.Contains(t, errs, "hint: ")
 	}
 }
+
+// statusOf returns a field of /proc/PID/status.
+func statusOf(t *testing.T, pid int, field string) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	require.NoError(t, err)
+	_, rest, found := strings.Cut(string(b), "\n"+field+":")
+	require.True(t, found, field)
+	rest, _, _ = strings.Cut(rest, "\n")
+	return strings.TrimSpace(rest)
+}
+
+// A recorder that has given up its rights, root's or another user's with the capabilities that it needs to begin: it
+// records, ends a segment when a reader asks, and ends in order.
+func TestRecorderDropsItsRights(t *testing.T) {
+	if _, _, errno := syscall.AllThreadsSyscall(syscall.SYS_GETPID, 0, 0, 0); errno == syscall.ENOTSUP {
+		t.Skip("a program with cgo cannot drop its rights")
+	}
+	needsCapture(t)
+	const nobody = 65534
+	var caps []uintptr
+	for _, c := range bpf.Capabilities() {
+		if c.Required {
+			caps = append(caps, uintptr(c.Bit))
+		}
+	}
+	for name, tt := range map[string]struct {
+		uid, owner int // of the process and of the directory that its spool is in
+		left       string
+	}{
+		"root":                             {left: "0000000000000000"},
+		"root in another user's directory": {owner: nobody, left: "0000000000000002"}, // CAP_DAC_OVERRIDE
+		"another user":                     {uid: nobody, owner: nobody, left: "0000000000000000"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			home, err := os.MkdirTemp("", "tcbee-rights-")
+			require.NoError(t, err)
+			t.Cleanup(func() { _ = os.RemoveAll(home) })
+			dir := filepath.Join(home, "spool")
+			require.NoError(t, os.Mkdir(dir, 0o755))
+			require.NoError(t, os.Chown(home, tt.owner, tt.owner))
+			require.NoError(t, os.Chown(dir, tt.owner, tt.owner))
+			ready := filepath.Join(home, "ready")
+			r := &recorder{cmd: command(t, "record", "--interface", "lo", "--set", "capture.netns=own", "--ready-file", ready, "--spool", dir, "--json")}
+			r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.errs
+			if tt.uid != 0 {
+				// The file itself may lie in a directory that is root's alone.
+				r.cmd.Path, r.cmd.Dir = "/proc/self/exe", "/"
+				r.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(tt.uid), Gid: uint32(tt.uid)}, AmbientCaps: caps}
+			}
+			require.NoError(t, r.cmd.Start())
+			pid := r.cmd.Process.Pid
+			require.Eventually(t, func() bool {
+				_, err := os.Stat(ready)
+				return err == nil && statusOf(t, pid, "NoNewPrivs") == "1" && statusOf(t, pid, "CapEff") == tt.left
+			}, 30*time.Second, 5*time.Millisecond, "the rights are not dropped")
+			require.Equal(t, tt.left, statusOf(t, pid, "CapPrm"))
+
+			for range 2 {
+				talk(t, 1<<20)
+				_, errs, code := tcbee(t, "flows", dir) // asks the recorder to end its segment
+				require.Zero(t, code, errs)
+			}
+			segments, err := os.ReadDir(filepath.Join(dir, "segments"))
+			require.NoError(t, err)
+			require.Greater(t, len(segments), 1, "it ended none")
+			require.NoError(t, r.cmd.Process.Signal(syscall.SIGTERM))
+			require.NoError(t, r.cmd.Wait(), r.errs.String())
+			var acc account
+			require.NoError(t, json.Unmarshal(r.out.Bytes(), &acc), r.out.String())
+			acc.check(t)
+			out, errs, code := tcbee(t, "flows", dir)
+			require.Zero(t, code, errs)
+			require.GreaterOrEqual(t, strings.Count(out, "1.0 MiB"), 4, "two connections, from both sides: %s", out)
+			_, errs, code = tcbee(t, "spool", "verify", dir)
+			require.Zero(t, code, errs)
+		})
+	}
+}
