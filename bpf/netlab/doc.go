@@ -20,8 +20,8 @@
 // next lab.
 //
 // Oracles, none of which goes through the capture that they are meant to judge: [Counter] (an
-// own tcx program), [Namespace.SNMP] (what nstat reads), [Namespace.Sockets] (what ss reads) and
-// [Info] (TCP_INFO).
+// own tcx program), [Firings] (an own program at a tracepoint), [Namespace.SNMP] (what nstat reads),
+// [Namespace.Sockets] (what ss reads) and [Info] (TCP_INFO).
 //
 // The package builds on Linux only, apart from this page. It needs CAP_SYS_ADMIN (to make
 // namespaces), CAP_NET_ADMIN and CAP_BPF, and a kernel with tcx (6.6) or clsact.

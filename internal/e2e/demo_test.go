@@ -5,9 +5,14 @@
 package e2e
 
 import (
+	"bufio"
+	"context"
 	"encoding/json"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -32,7 +37,7 @@ func demoFlows(t *testing.T) []map[string]any {
 // requireLively wants connections whose congestion window, smoothed round-trip time and retransmissions are not zero.
 func requireLively(t *testing.T, flows []map[string]any) {
 	t.Helper()
-	lively := 0
+	lively, seen := 0, []string{}
 	for _, f := range flows {
 		cwnd, _ := f["max_cwnd"].(float64)
 		srtt, _ := f["srtt"].(float64)
@@ -40,8 +45,9 @@ func requireLively(t *testing.T, flows []map[string]any) {
 		if cwnd > 0 && srtt > 0 && again > 0 {
 			lively++
 		}
+		seen = append(seen, fmt.Sprintf("cwnd %v, srtt %v, retransmits %v", cwnd, srtt, again))
 	}
-	require.Positive(t, lively, "%v", flows)
+	require.Positive(t, lively, "%q", seen)
 }
 
 func TestDemoShowsALiveNetwork(t *testing.T) {
@@ -65,16 +71,18 @@ func TestDemoEndsInOrderWhenInterrupted(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	// It runs in a namespace only so that start can be used, and makes its own within.
 	cmd := lab.A.Command(bin(t), "demo", "--duration", "1h")
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
 	require.NoError(t, lab.A.Start(cmd))
-	ctx := bounded(t)
-	for {
-		if m, err := filepath.Glob(filepath.Join(os.TempDir(), "tcbee-demo-*", "ready")); err == nil && len(m) == 1 {
-			break
-		}
-		require.NoError(t, ctx.Err())
-		waitTick(ctx)
+	defer context.AfterFunc(bounded(t), func() { _ = cmd.Process.Kill() })()
+	// When it shows the first connections some have been recorded.
+	lines := bufio.NewScanner(out)
+	for shown := false; !shown; shown = strings.Contains(lines.Text(), "established") {
+		require.True(t, lines.Scan(), "it ended before it showed a connection: %v", lines.Err())
 	}
 	require.NoError(t, cmd.Process.Signal(unix.SIGINT))
+	_, err = io.Copy(io.Discard, out)
+	require.NoError(t, err)
 	require.NoError(t, cmd.Wait())
 	require.NotEmpty(t, demoFlows(t))
 	s := spoolInfo(t, filepath.Join(must1(t, "tcbee-demo-*"), "spool"))

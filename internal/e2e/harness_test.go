@@ -34,7 +34,7 @@ import (
 )
 
 // patience bounds what must end; it asserts nothing about speed.
-const patience = 2 * time.Minute
+const patience = 4 * time.Minute
 
 var buildDir string
 
