@@ -216,7 +216,7 @@ func openPlain(si *SegmentInfo, short error, trust bool) (*plainLog, error) {
 		off += e.size
 		id := e.block()
 		switch {
-		case id == 0 || e.meta&bitFinTxn != 0:
+		case id == 0 || e.meta&bitFinTxn != 0 || len(e.value) == 0:
 		case e.meta&bitValuePointer == 0:
 			if l.small == nil {
 				l.small = make(map[ID][]byte)

@@ -47,7 +47,7 @@ same traffic elsewhere.`,
 		if keyFile == "" {
 			return withCode(codeUsage, withHint(errors.New("--key-file is missing"), "name the file of the key; --generate-key makes one there"))
 		}
-		r, dir, err := a.openSpool(cmd.Context(), args[:1])
+		r, dir, err := a.openSpool(cmd.Context(), args[:1], trusted)
 		if err != nil {
 			return err
 		}

@@ -41,7 +41,7 @@ spool.encryption it is encrypted by the same key as DIR.
 		if sel.All() {
 			return withCode(codeUsage, withHint(errors.New("nothing says what to cut out"), "give --from, --to or --connection"))
 		}
-		r, dir, err := a.openSpool(cmd.Context(), args[:1])
+		r, dir, err := a.openSpool(cmd.Context(), args[:1], checked)
 		if err != nil {
 			return err
 		}

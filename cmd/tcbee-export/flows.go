@@ -85,7 +85,7 @@ only packets were recorded, or where every last one counts, --exact works off th
 
 func (a *app) flows(cmd *cobra.Command, args []string, sel pipeline.Selection, exact bool, order func(a, b *processors.Flow) int, limit int) (err error) {
 	ctx := cmd.Context()
-	r, dir, err := a.openSpool(ctx, args)
+	r, dir, err := a.openSpool(ctx, args, trusted)
 	if err != nil {
 		return err
 	}

@@ -333,7 +333,7 @@ func TestDamagedSpoolIsReadAroundTheDamage(t *testing.T) {
 	require.Equal(t, codeSpool, code, out)
 	require.Contains(t, errs, "tcbee-export: spool verify: ")
 	require.Contains(t, errs, "block")
-	out, errs, code = tcbee(t, "flows", dir, "--json")
+	out, errs, code = tcbee(t, "flows", dir, "--json", "--exact")
 	require.Equal(t, codeSpool, code, errs)
 	require.True(t, json.Valid([]byte(out)), out)
 }

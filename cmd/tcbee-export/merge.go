@@ -29,7 +29,7 @@ spool.encryption all of them have the same key.`,
 		}
 		var inputs []pipeline.Input
 		for i := range args[1:] {
-			r, dir, err := a.openSpool(cmd.Context(), args[1+i:2+i])
+			r, dir, err := a.openSpool(cmd.Context(), args[1+i:2+i], checked)
 			if err != nil {
 				return err
 			}

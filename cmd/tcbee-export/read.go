@@ -14,8 +14,14 @@ import (
 	"github.com/tcbee/tcbee-export/spool"
 )
 
+// What the store checks of a block that is read: all of it, or nothing where blocks are decoded, which checks what is used of them.
+const (
+	checked = false
+	trusted = true
+)
+
 // openSpool opens the spool that the argument names, or else spool.dir.
-func (a *app) openSpool(ctx context.Context, args []string) (*spool.Reader, string, error) {
+func (a *app) openSpool(ctx context.Context, args []string, trust bool) (*spool.Reader, string, error) {
 	dir := a.cfg.Spool.Dir
 	if len(args) > 0 {
 		dir = args[0]
@@ -23,7 +29,7 @@ func (a *app) openSpool(ctx context.Context, args []string) (*spool.Reader, stri
 	if dir == "" {
 		return nil, "", withCode(codeUsage, withHint(errors.New("no spool is named"), "give its directory as the argument, or as spool.dir"))
 	}
-	r, err := spool.Open(ctx, dir, spool.ReadOptions{Encryption: a.cfg.Spool.Encryption, Log: a.log})
+	r, err := spool.Open(ctx, dir, spool.ReadOptions{Encryption: a.cfg.Spool.Encryption, Log: a.log, Trust: trust})
 	if err != nil {
 		return nil, dir, spoolError(dir, err)
 	}
@@ -66,7 +72,7 @@ recorded only that part.
 }
 
 func (a *app) replay(ctx context.Context, args []string, sel pipeline.Selection) (err error) {
-	r, dir, err := a.openSpool(ctx, args)
+	r, dir, err := a.openSpool(ctx, args, trusted)
 	if err != nil {
 		return err
 	}

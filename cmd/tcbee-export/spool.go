@@ -82,7 +82,7 @@ func (a *app) inspect(cmd *cobra.Command, args []string, inspect inspection) (er
 		return err
 	}
 	ctx := cmd.Context()
-	r, dir, err := a.openSpool(ctx, args)
+	r, dir, err := a.openSpool(ctx, args, cmd.Name() != "verify")
 	if err != nil {
 		return err
 	}

@@ -281,15 +281,11 @@ func (s *selector) wholeSessions(ctx context.Context, r *spool.Reader) (map[uint
 	}
 	var damaged []Damage
 	var last clock
-	err := eachBlock(ctx, r, nil, &damaged, func(_ spool.ID, src []byte) error {
-		info, err := block.ReadInfo(src)
-		if err != nil {
-			return err
-		}
-		if last.carry(&info); !info.Anchored {
+	err := eachHead(ctx, r, nil, &damaged, func(_ spool.ID, info *block.Info) error {
+		if last.carry(info); !info.Anchored {
 			return nil
 		}
-		lo, hi := s.window(&info)
+		lo, hi := s.window(info)
 		in, seen := whole[info.Anchor.Session]
 		whole[info.Anchor.Session] = (in || !seen) && info.First >= lo && info.Last < hi
 		return nil

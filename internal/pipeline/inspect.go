@@ -81,7 +81,11 @@ func inspect(ctx context.Context, r *spool.Reader, progress Progress, all bool) 
 	in := inspector{dec: block.NewDecoder(), verify: all}
 	in.Kinds = map[string]uint64{}
 	in.Sessions, in.Holes, in.Damaged = []Session{}, []Hole{}, []Damage{}
-	err := eachBlock(ctx, r, progress, &in.Damaged, func(_ spool.ID, src []byte) error { return in.block(src) })
+	look := in.look
+	if all {
+		look = nil
+	}
+	err := walk(ctx, r, nil, progress, &in.Damaged, look, func(_ spool.ID, src []byte) error { return in.block(src) })
 	if err != nil {
 		return in.Summary, err
 	}
@@ -101,6 +105,58 @@ func eachBlock(ctx context.Context, r *spool.Reader, progress Progress, damaged 
 
 // eachSelected is eachBlock for the blocks in the ranges, or for all of them if ranges is nil.
 func eachSelected(ctx context.Context, r *spool.Reader, ranges []idRange, progress Progress, damaged *[]Damage, fn func(spool.ID, []byte) error) error {
+	return walk(ctx, r, ranges, progress, damaged, nil, fn)
+}
+
+// eachHead is eachBlock for those who need the heads alone.
+func eachHead(ctx context.Context, r *spool.Reader, progress Progress, damaged *[]Damage, fn func(spool.ID, *block.Info) error) error {
+	look := func(id spool.ID, head []byte) (bool, error) {
+		info, err := block.ReadInfo(head)
+		if err != nil {
+			return false, err
+		}
+		return false, fn(id, &info)
+	}
+	return walk(ctx, r, nil, progress, damaged, look, nil)
+}
+
+// leastPeek is how much of a block is read at first where its head is wanted.
+const leastPeek = 4 << 10
+
+// walk is eachSelected that calls look, unless that is nil, with the head of each block, and fn only where look says so: so much of a block
+// is read.
+func walk(ctx context.Context, r *spool.Reader, ranges []idRange, progress Progress, damaged *[]Damage, look func(spool.ID, []byte) (bool, error), fn func(spool.ID, []byte) error) error {
+	peek := leastPeek
+	next := func() (spool.ID, []byte, error) {
+		if look == nil {
+			return r.Next(ctx)
+		}
+		id, head, err := r.Head(ctx, peek)
+		if err != nil {
+			return id, nil, err
+		}
+		n, err := block.HeadSize(head)
+		if err != nil {
+			r.Skip()
+			return id, nil, &headError{err}
+		}
+		if n > len(head) {
+			peek = n + n/8 // the next one will be about as large
+			if id, head, err = r.Head(ctx, n); err != nil {
+				return id, nil, err
+			}
+		}
+		want, err := look(id, head[:min(n, len(head))])
+		switch {
+		case err != nil:
+			r.Skip()
+			return id, nil, &headError{err}
+		case want:
+			return r.Next(ctx)
+		}
+		r.Skip()
+		return id, nil, nil
+	}
 	all, _ := r.Size()
 	if ranges != nil {
 		all = 0
@@ -109,38 +165,44 @@ func eachSelected(ctx context.Context, r *spool.Reader, ranges []idRange, progre
 		}
 	}
 	last := spool.ID(math.MaxUint64)
-	next := spool.ID(0)
+	after := spool.ID(0)
 	for done := uint64(0); ; done++ {
 		if progress != nil {
 			progress(done, all)
 		}
-		if ranges != nil && (next == 0 || next > last) {
+		if ranges != nil && (after == 0 || after > last) {
 			if len(ranges) == 0 {
 				return nil
 			}
-			if ranges[0].first != next {
+			if ranges[0].first != after {
 				if err := r.Seek(ranges[0].first); err != nil {
 					return err
 				}
 			}
 			last, ranges = ranges[0].last, ranges[1:]
 		}
-		id, src, err := r.Next(ctx)
-		next = id + 1
+		id, src, err := next()
+		after = id + 1
 		var hurt *spool.DamageError
+		var head *headError
 		switch {
+		case errors.As(err, &head):
+			err, src = head.err, nil
 		case errors.Is(err, io.EOF):
 			return nil
 		case errors.As(err, &hurt):
 			*damaged = append(*damaged, Damage{Block: hurt.First, Err: err, Text: err.Error()})
-			if next = hurt.Last + 1; hurt.Last == 0 {
-				next = hurt.First // it is not known where it goes on
+			if after = hurt.Last + 1; hurt.Last == 0 {
+				after = hurt.First // it is not known where it goes on
 			}
 			continue
 		case err != nil:
 			return err
+		case src == nil: // look wanted no more
+			continue
+		default:
+			err = fn(id, src)
 		}
-		err = fn(id, src)
 		if errors.Is(err, block.ErrCorrupt) || errors.Is(err, block.ErrVersion) {
 			*damaged = append(*damaged, Damage{Block: id, Err: err, Text: fmt.Sprintf("block %d: %v", id, err)})
 			continue
@@ -149,6 +211,23 @@ func eachSelected(ctx context.Context, r *spool.Reader, ranges []idRange, progre
 			return err
 		}
 	}
+}
+
+// headError is an error of look or of the codec, and not of the spool.
+type headError struct{ err error }
+
+func (e *headError) Error() string { return e.err.Error() }
+
+// look works off a block by its head if that is enough.
+func (in *inspector) look(_ spool.ID, head []byte) (bool, error) {
+	info, err := block.ReadInfo(head)
+	if err != nil {
+		return false, err
+	}
+	if info.Kinds[event.KindLost] > 0 || info.Kinds[event.KindAnchor] > 0 || info.Kinds[event.KindAccounting] > 0 {
+		return true, nil
+	}
+	return false, in.block(head)
 }
 
 func (in *inspector) block(src []byte) error {

@@ -295,26 +295,16 @@ func list(ctx context.Context, r *spool.Reader, cfg processors.Config, sel *sele
 		defer close(order)
 		defer close(work)
 		var last clock
-		readErr = eachSelected(ctx, r, ranges, progress, &damaged, func(id spool.ID, src []byte) error {
-			info, err := block.ReadInfo(src)
-			if err != nil {
-				return err
-			}
-			last.carry(&info)
-			in, err := wanted(sel, &info, src)
-			if err != nil {
-				return err
-			}
+		pass := func(id spool.ID, info *block.Info, src []byte) error {
 			var j *digests
 			select {
 			case j = <-free:
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			j.id, j.info, j.err, j.ready = id, info, nil, make(chan struct{})
-			j.src = j.src[:0]
-			if in {
-				j.src = append(j.src, src...)
+			j.id, j.info, j.err, j.ready = id, *info, nil, make(chan struct{})
+			j.src = append(j.src[:0], src...)
+			if len(src) > 0 {
 				work <- j
 			} else {
 				j.entries, j.fresh, j.holes = j.entries[:0], j.fresh[:0], j.holes[:0]
@@ -322,6 +312,29 @@ func list(ctx context.Context, r *spool.Reader, cfg processors.Config, sel *sele
 			}
 			order <- j
 			return nil
+		}
+		var look func(spool.ID, []byte) (bool, error)
+		if sel != nil {
+			look = func(id spool.ID, head []byte) (bool, error) {
+				info, err := block.ReadInfo(head)
+				if err != nil {
+					return false, err
+				}
+				last.carry(&info)
+				in, err := wanted(sel, &info, head)
+				if err == nil && !in {
+					return false, pass(id, &info, nil) // it tells that time goes on
+				}
+				return in, err
+			}
+		}
+		readErr = walk(ctx, r, ranges, progress, &damaged, look, func(id spool.ID, src []byte) error {
+			info, err := block.ReadInfo(src)
+			if err != nil {
+				return err
+			}
+			last.carry(&info)
+			return pass(id, &info, src)
 		})
 	})
 	l := newLister(cfg, sel)

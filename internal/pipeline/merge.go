@@ -57,11 +57,7 @@ func Merge(ctx context.Context, dir string, enc spool.Encryption, inputs []Input
 	owner := map[uint64]int{}
 	for i, in := range inputs {
 		var damaged []Damage
-		err := eachBlock(ctx, in.Reader, step, &damaged, func(id spool.ID, src []byte) error {
-			info, err := block.ReadInfo(src)
-			if err != nil {
-				return err
-			}
+		err := eachHead(ctx, in.Reader, step, &damaged, func(id spool.ID, info *block.Info) error {
 			n := len(plan)
 			if n > 0 && plan[n-1].input == i && (!info.Anchored || plan[n-1].session == info.Anchor.Session) {
 				plan[n-1].last = id
@@ -74,7 +70,7 @@ func Merge(ctx context.Context, dir string, enc spool.Encryption, inputs []Input
 				}
 			}
 			owner[info.Anchor.Session] = i
-			plan = append(plan, stretch{input: i, session: info.Anchor.Session, first: id, last: id, start: wall(&info, info.First).UnixNano()})
+			plan = append(plan, stretch{input: i, session: info.Anchor.Session, first: id, last: id, start: wall(info, info.First).UnixNano()})
 			return nil
 		})
 		if err != nil {
