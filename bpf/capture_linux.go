@@ -166,6 +166,9 @@ func (c *Capture) open(ctx context.Context) (err error) {
 	if err := c.attachTraced(); err != nil {
 		return err
 	}
+	if err := c.attachTransmit(); err != nil {
+		return err
+	}
 	if err := c.attachInterfaces(); err != nil {
 		return err
 	}
@@ -210,10 +213,28 @@ func (c *Capture) attachTraced() error {
 	return nil
 }
 
+// attachTransmit chooses where the sockets of sent segments are sampled.
+func (c *Capture) attachTransmit() error {
+	if !wantsTransmit(c.cfg) || c.cfg.Sockets.Transmit == TransmitEgress {
+		return nil
+	}
+	prog, ln, err := c.obj.loadTransmit(c.cfg.Verbose)
+	switch {
+	case err == nil:
+		c.obj.transmits = true
+		c.links = append(c.links, ln)
+		c.programs = append(c.programs, loaded{transmit, prog})
+	case c.cfg.Sockets.Transmit == TransmitFentry:
+		return hint(fmt.Errorf("capture.sockets.transmit: %w", err), "set it to auto: the egress programs then take these samples")
+	default:
+		c.log.Debug("sending sockets are sampled at egress", "error", err)
+	}
+	return nil
+}
+
 // attachInterfaces attaches the tc programs.
 func (c *Capture) attachInterfaces() error {
-	transmit := wantsTransmit(c.cfg)
-	if !c.cfg.Packets.Enabled && !transmit {
+	if !c.cfg.Packets.Enabled && (!wantsTransmit(c.cfg) || c.obj.transmits) {
 		return nil
 	}
 	i := &interfaces{cfg: c.cfg, ns: c.ns, log: c.log, told: c.tellLink}

@@ -62,10 +62,24 @@ const (
 	SamplesOff     Samples = "off"     // only the final one, when a socket is destroyed
 )
 
+// Transmit says where the socket of a sent segment is sampled.
+type Transmit string
+
+// The values of Transmit.
+const (
+	TransmitAuto   Transmit = "auto"   // fentry where the kernel runs it, else egress
+	TransmitFentry Transmit = "fentry" // as a segment leaves TCP (fentry/__tcp_transmit_skb), on whatever device
+	TransmitEgress Transmit = "egress" // as a packet leaves by one of the interfaces
+)
+
 // Sockets configures the group that samples the state of sockets.
 type Sockets struct {
 	Enabled bool    `mapstructure:"enabled"` // sample the state of sockets
 	Samples Samples `mapstructure:"samples"` // at every segment that the hooks see, at changes only, or none but the final one
+	// Transmit is where the sockets of sent segments are sampled: fentry takes one sample of each segment as it leaves TCP,
+	// for all devices and before the socket counts it; egress one of each packet at the interfaces, for kernels that refuse
+	// fentry; auto is fentry where it works, else egress.
+	Transmit Transmit `mapstructure:"transmit"`
 }
 
 // Events configures the group of incidents.
@@ -96,7 +110,7 @@ func DefaultConfig() Config {
 	return Config{
 		Netns:     "all",
 		Packets:   Packets{Enabled: true},
-		Sockets:   Sockets{Enabled: true, Samples: SamplesEvery},
+		Sockets:   Sockets{Enabled: true, Samples: SamplesEvery, Transmit: TransmitAuto},
 		Events:    Events{Enabled: true, Hooks: hooks},
 		Filter:    Filter{Sample: 1},
 		Inventory: true,
@@ -131,6 +145,11 @@ func (c Config) Validate() error {
 	case SamplesEvery, SamplesChanges, SamplesOff:
 	default:
 		fault("sockets.samples: %q is none of every, changes, off", c.Sockets.Samples)
+	}
+	switch c.Sockets.Transmit {
+	case TransmitAuto, TransmitFentry, TransmitEgress:
+	default:
+		fault("sockets.transmit: %q is none of auto, fentry, egress", c.Sockets.Transmit)
 	}
 	var names []string
 	for _, h := range EventHooks() {

@@ -41,6 +41,9 @@ func (c *Capture) openEmpty() (err error) {
 	if err := c.attachTraced(); err != nil {
 		return err
 	}
+	if err := c.attachTransmit(); err != nil {
+		return err
+	}
 	if err := c.attachInterfaces(); err != nil {
 		return err
 	}

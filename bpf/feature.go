@@ -40,6 +40,7 @@ type Feature struct {
 	Name     string   `json:"name"`               // of the capability, hook or kernel feature
 	Enabled  bool     `json:"enabled"`            // the configuration asks for it
 	Usable   bool     `json:"usable"`             // it works here and now
+	Through  string   `json:"through,omitempty"`  // the kernel's feature that does it, where there is more than one
 	Reason   string   `json:"reason,omitempty"`   // why it does not
 	Missing  []string `json:"missing,omitempty"`  // what the recording lacks without it
 	Fallback string   `json:"fallback,omitempty"` // what is done instead

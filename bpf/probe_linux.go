@@ -123,13 +123,7 @@ func probeHooks(cfg Config, o *object, without error) []Feature {
 	} else {
 		xdp.Usable = true // an interface without it is seen by tc_ingress
 	}
-	transmit := Feature{Group: groupSockets, Name: event.HookTransmit.String(), Enabled: wantsTransmit(cfg), Usable: egress.Usable, Reason: egress.Reason, Hint: egress.Hint}
-	if transmit.Usable {
-		transmit.Fallback = "sampled by the egress program at tc, through the packet's socket"
-	} else {
-		transmit.Missing = []string{"samples of sending sockets"}
-	}
-	all = append(all, xdp, transmit)
+	all = append(all, xdp, probeTransmit(cfg, o, egress))
 	for _, p := range append(slices.Clone(traced), inventoryProgram) {
 		f := Feature{Group: p.group, Name: p.hook.String(), Enabled: p.wants(cfg)}
 		prog, err := load(p.name)
@@ -160,6 +154,34 @@ func tryAttach(p program, prog *ebpf.Program) error {
 		return explain("attach tp_btf/"+p.hook.String(), err, false)
 	}
 	return ln.Close()
+}
+
+// probeTransmit finds out where the sockets of sent segments are sampled.
+func probeTransmit(cfg Config, o *object, egress Feature) Feature {
+	f := Feature{Group: groupSockets, Name: event.HookTransmit.String(), Enabled: wantsTransmit(cfg)}
+	why := errors.New("capture.sockets.transmit is egress")
+	if o != nil && cfg.Sockets.Transmit != TransmitEgress {
+		_, ln, err := o.loadTransmit(false)
+		if err == nil {
+			err = ln.Close()
+		}
+		if err == nil {
+			f.Usable, f.Through = true, "fentry/"+transmitFunction
+			return f
+		}
+		why = err
+	}
+	switch {
+	case !egress.Usable:
+		f.Reason, f.Hint, f.Missing = egress.Reason, egress.Hint, []string{transmit.lacks}
+	case cfg.Sockets.Transmit == TransmitFentry:
+		f.refuse(why, transmit.lacks)
+	default:
+		f.refuse(why)
+		f.Usable, f.Hint = true, ""
+		f.Fallback = "the egress program at tc samples the packet's socket, on captured interfaces only"
+	}
+	return f
 }
 
 // refuse says why a feature does not work, and what is lost.

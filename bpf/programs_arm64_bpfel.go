@@ -118,6 +118,7 @@ const (
 	programsProgTcpRetransmitSkb    = "tcp_retransmit_skb"
 	programsProgTcpRetransmitSynack = "tcp_retransmit_synack"
 	programsProgTcpSendReset        = "tcp_send_reset"
+	programsProgTcpTransmit         = "tcp_transmit"
 	programsProgXdpIngress          = "xdp_ingress"
 	programsVarCfgCgroup            = "cfg_cgroup"
 	programsVarCfgChangesOnly       = "cfg_changes_only"
@@ -206,6 +207,7 @@ type programsProgramSpecs struct {
 	TcpRetransmitSkb    *ebpf.ProgramSpec `ebpf:"tcp_retransmit_skb"`
 	TcpRetransmitSynack *ebpf.ProgramSpec `ebpf:"tcp_retransmit_synack"`
 	TcpSendReset        *ebpf.ProgramSpec `ebpf:"tcp_send_reset"`
+	TcpTransmit         *ebpf.ProgramSpec `ebpf:"tcp_transmit"`
 	XdpIngress          *ebpf.ProgramSpec `ebpf:"xdp_ingress"`
 }
 
@@ -349,6 +351,7 @@ type programsPrograms struct {
 	TcpRetransmitSkb    *ebpf.Program `ebpf:"tcp_retransmit_skb"`
 	TcpRetransmitSynack *ebpf.Program `ebpf:"tcp_retransmit_synack"`
 	TcpSendReset        *ebpf.Program `ebpf:"tcp_send_reset"`
+	TcpTransmit         *ebpf.Program `ebpf:"tcp_transmit"`
 	XdpIngress          *ebpf.Program `ebpf:"xdp_ingress"`
 }
 
@@ -373,6 +376,7 @@ func (p *programsPrograms) Close() error {
 		p.TcpRetransmitSkb,
 		p.TcpRetransmitSynack,
 		p.TcpSendReset,
+		p.TcpTransmit,
 		p.XdpIngress,
 	)
 }

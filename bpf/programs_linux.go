@@ -3,15 +3,18 @@
 package bpf
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
@@ -63,9 +66,55 @@ func (p program) wants(cfg Config) bool {
 	return cfg.Packets.Enabled
 }
 
-// wantsTransmit tells whether the egress program samples sockets.
+// wantsTransmit tells whether the sockets of sent segments are sampled.
 func wantsTransmit(cfg Config) bool {
 	return cfg.Sockets.Enabled && cfg.Sockets.Samples != SamplesOff
+}
+
+// transmit samples the sockets of sent segments, where the kernel runs it.
+var transmit = program{programsProgTcpTransmit, groupSockets, event.HookTransmit, "samples of sending sockets"}
+
+// transmitFunction is the kernel's function that transmit is attached to.
+const transmitFunction = "__tcp_transmit_skb"
+
+// constants is the map that holds the programs' constants.
+const constants = ".rodata"
+
+// loadTransmit loads the program transmit and attaches it, unless the kernel does not run it at every segment.
+func (o *object) loadTransmit(verbose bool) (*ebpf.Program, link.Link, error) {
+	prog, err := o.load(transmit.name, verbose)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := undivided(transmitFunction); err != nil {
+		return nil, nil, err
+	}
+	ln, err := link.AttachTracing(link.TracingOptions{Program: prog})
+	if err != nil {
+		return nil, nil, explain("attach fentry/"+transmitFunction, err, verbose)
+	}
+	return prog, ln, nil
+}
+
+// undivided fails if the compiler made variants of a function of the kernel, which the callers that they
+// were made for call instead. A function that was inlined or renamed everywhere is not there to be attached to at all.
+func undivided(function string) error {
+	f, err := os.Open("/proc/kallsyms")
+	if err != nil {
+		return nil // without the list the function is taken as it seems
+	}
+	defer func() { _ = f.Close() }()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		name := lines.Bytes()
+		if i := bytes.LastIndexByte(name, ' '); i >= 0 {
+			name = name[i+1:]
+		}
+		// ".cold" is a part that the function itself jumps to.
+		if rest, ok := bytes.CutPrefix(name, []byte(function+".")); ok && !bytes.HasPrefix(rest, []byte("cold")) {
+			return fmt.Errorf("this kernel (%s) has variants of %s: %s", release(), function, name)
+		}
+	}
+	return nil
 }
 
 // object is the loaded object: the maps, and each program that was asked for.
@@ -73,7 +122,9 @@ type object struct {
 	spec *ebpf.CollectionSpec
 	coll *ebpf.Collection // the maps and the program flush
 	more []*ebpf.Collection
-	cpus int
+	// transmits is set when a program of its own samples the sockets of sent segments: those of egress must not.
+	transmits bool
+	cpus      int
 	// cache holds the kernel's type information, some 20 MiB, while programs are loaded.
 	cache *btf.Cache
 }
@@ -146,8 +197,15 @@ func (o *object) load(name string, verbose bool) (*ebpf.Program, error) {
 	one := o.spec.Copy()
 	withoutGenerator(one)
 	one.Programs = map[string]*ebpf.ProgramSpec{name: o.spec.Programs[name].Copy()}
-	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{
-		MapReplacements: maps.Clone(o.coll.Maps), Cache: o.cache})
+	shared := maps.Clone(o.coll.Maps)
+	if o.transmits {
+		// Constants of its own: those that are shared were set before this was known.
+		delete(shared, constants)
+		if err := one.Variables[programsVarCfgTransmit].Set(flag(false)); err != nil {
+			panic("BUG: set " + programsVarCfgTransmit + ": " + err.Error())
+		}
+	}
+	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: shared, Cache: o.cache})
 	if err != nil {
 		return nil, explain("load "+name, err, verbose)
 	}
@@ -238,43 +296,15 @@ func release() string {
 	return unix.ByteSliceToString(u.Release[:])
 }
 
-// kernelHZ finds the running kernel's CONFIG_HZ by watching jiffies, because neither a
-// configuration file nor /proc/config.gz can be relied upon.
+// kernelHZ returns the running kernel's CONFIG_HZ: the resolution of the coarse clocks is one tick.
 func kernelHZ() (uint32, error) {
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type:         ebpf.RawTracepoint,
-		Instructions: asm.Instructions{asm.FnJiffies64.Call(), asm.Return()},
-		License:      "Dual BSD/GPL",
-	})
-	if err != nil {
-		return 0, explain("read jiffies", err, false)
+	var tick unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &tick); err != nil {
+		return 0, fmt.Errorf("read the length of a tick: %w", err)
 	}
-	defer func() { _ = prog.Close() }()
-	read := func() (uint32, uint64, error) {
-		j, err := prog.Run(&ebpf.RunOptions{})
-		if err != nil {
-			return 0, 0, explain("read jiffies", err, false)
-		}
-		return j, monotonic(), nil
+	ns := tick.Nano()
+	if ns < 1e9/10_000 || ns > 1e9/10 {
+		return 0, fmt.Errorf("a tick of %v is not the kernel's", time.Duration(ns))
 	}
-	j0, t0, err := read()
-	if err != nil {
-		return 0, err
-	}
-	// 60 ms tell 250 from 300 Hz: 15 ± 1 ticks against 18 ± 1.
-	time.Sleep(60 * time.Millisecond)
-	j1, t1, err := read()
-	if err != nil {
-		return 0, err
-	}
-	measured := float64(j1-j0) * 1e9 / float64(t1-t0)
-	best := uint32(100)
-	for _, hz := range []uint32{250, 300, 1000} {
-		if abs(measured-float64(hz)) < abs(measured-float64(best)) {
-			best = hz
-		}
-	}
-	return best, nil
+	return uint32((1e9 + ns/2) / ns), nil
 }
-
-func abs(f float64) float64 { return max(f, -f) }

@@ -68,6 +68,17 @@ int inet_sock_set_state(__u64 *ctx)
 
 	if (!sk)
 		return 0;
+	if (old == TCP_LISTEN && new == TCP_SYN_RECV && !sk->__sk_common.skc_dport) {
+		/*
+		 * Some kernels (6.12, not 6.18) tell of an accepted connection when it
+		 * still is its listener's copy: with the listener's cookie and
+		 * no peer. Its next state tells the same with its identity.
+		 */
+		s = take(TCB_HOOK_SET_STATE);
+		if (s)
+			skip(s, TCB_HOOK_SET_STATE);
+		return 0;
+	}
 	r = incident(&s, TCB_HOOK_SET_STATE, TCB_DIR_NONE, sk, &st);
 	if (st && (new == TCP_SYN_SENT || new == TCP_LISTEN)) {
 		/*

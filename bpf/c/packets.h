@@ -6,7 +6,7 @@
 #include "sockets.h"
 
 const volatile __u8 cfg_packets = 1;     /* record segments */
-const volatile __u8 cfg_transmit = 1;    /* sample the socket of sent segments */
+const volatile __u8 cfg_transmit = 1;    /* sample the socket of sent segments: tcp_transmit does not */
 const volatile __u8 cfg_checksum = 0;
 const volatile __u64 cfg_link_netns = 0; /* namespace of the interfaces, 0 unknown */
 

@@ -389,8 +389,8 @@ static __always_inline int other_netns(struct sock *sk)
 	return cfg_netns && sk->__sk_common.skc_net.net->net_cookie != cfg_netns;
 }
 
-/* Makes a sample of sk at one of the tracepoints; skb may be NULL. */
-static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, struct sk_buff *skb)
+/* Makes a sample of sk at one of the hooks; skb may be NULL. A segment that leaves has its acknowledgement number in ack only. */
+static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, struct sk_buff *skb, __u32 ack)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	struct sock_state *st;
@@ -410,7 +410,7 @@ static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, str
 		goto filtered;
 	cookie = sock_cookie(sk);
 	st = sock_state(sk, cookie);
-	if (hook == TCB_HOOK_TCP_PROBE && cfg_changes_only && unchanged(tp, st))
+	if ((hook == TCB_HOOK_TCP_PROBE || hook == TCB_HOOK_TRANSMIT) && cfg_changes_only && unchanged(tp, st))
 		goto filtered;
 	r = room(s);
 	if (!r)
@@ -418,7 +418,7 @@ static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, str
 	if (skb)
 		read_cb(&cb, skb);
 	r->trigger_seq = cb.seq;
-	r->trigger_ack = cb.ack;
+	r->trigger_ack = hook == TCB_HOOK_TRANSMIT ? ack : cb.ack;
 	r->trigger_len = cb.len;
 	fill_header(&r->h, sk, hook, cookie, st, now);
 	if (cfg_filter && (!wanted(&r->h) || (cfg_filter & FILTER_CGROUP && !in_cgroup(sk))))
@@ -438,13 +438,24 @@ filtered:
 SEC("tp_btf/tcp_probe")
 int tcp_probe(__u64 *ctx)
 {
-	return sample_at(TCB_HOOK_TCP_PROBE, TCB_DIR_IN, (struct sock *)ctx[0], (struct sk_buff *)ctx[1]);
+	return sample_at(TCB_HOOK_TCP_PROBE, TCB_DIR_IN, (struct sock *)ctx[0], (struct sk_buff *)ctx[1], 0);
+}
+
+/*
+ * A segment is about to leave its socket, whose counters do not tell of it yet:
+ * once for each, whatever happens to it below TCP. Where a kernel does not run
+ * this program the egress programs take these samples.
+ */
+SEC("fentry/__tcp_transmit_skb")
+int tcp_transmit(__u64 *ctx)
+{
+	return sample_at(TCB_HOOK_TRANSMIT, TCB_DIR_OUT, (struct sock *)ctx[0], (struct sk_buff *)ctx[1], (__u32)ctx[4]);
 }
 
 SEC("tp_btf/tcp_destroy_sock")
 int tcp_destroy_sock(__u64 *ctx)
 {
-	return sample_at(TCB_HOOK_DESTROY_SOCK, TCB_DIR_NONE, (struct sock *)ctx[0], NULL);
+	return sample_at(TCB_HOOK_DESTROY_SOCK, TCB_DIR_NONE, (struct sock *)ctx[0], NULL, 0);
 }
 
 /*
@@ -459,7 +470,7 @@ int inventory(struct bpf_iter__tcp *ctx)
 
 	if (!skc)
 		return 0;
-	sample_at(TCB_HOOK_INVENTORY, TCB_DIR_NONE, (struct sock *)skc, NULL);
+	sample_at(TCB_HOOK_INVENTORY, TCB_DIR_NONE, (struct sock *)skc, NULL, 0);
 	bpf_seq_write(ctx->meta->seq, &one, sizeof(one));
 	return 0;
 }

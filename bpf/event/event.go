@@ -70,7 +70,7 @@ const (
 	HookTCEgress         Hook = 2  // tcx or clsact egress
 	HookXDP              Hook = 3  // XDP, instead of tc ingress
 	HookTCPProbe         Hook = 4  // tp_btf/tcp_probe: Sample before a received segment is processed
-	HookTransmit         Hook = 5  // fentry/__tcp_transmit_skb or tcx egress: Sample at a sent segment
+	HookTransmit         Hook = 5  // fentry/__tcp_transmit_skb, else tcx egress: Sample at a sent segment
 	HookSetState         Hook = 6  // tp_btf/inet_sock_set_state: OldState, NewState, process
 	HookRetransmitSKB    Hook = 7  // tp_btf/tcp_retransmit_skb: Seq, Len, Segs, TCPFlags, Err, CAState
 	HookRetransmitSynAck Hook = 8  // tp_btf/tcp_retransmit_synack: Segs = 1

@@ -87,6 +87,9 @@ func (a *app) doctor() error {
 // follow says why a feature is not usable and what that means.
 func follow(f bpf.Feature) string {
 	var parts []string
+	if f.Through != "" {
+		parts = append(parts, "by "+f.Through)
+	}
 	if f.Reason != "" {
 		parts = append(parts, strings.Join(strings.Fields(f.Reason), " "))
 	}
