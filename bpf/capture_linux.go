@@ -47,9 +47,8 @@ type Capture struct {
 	programs []loaded
 	links    []link.Link
 	ifaces   *interfaces
-	anchors  *anchors
 	event    int // eventfd that ends a wait
-	steps    int // timerfd that tells when the wall clock is set
+	clock    clockWatch
 
 	stopOnce  sync.Once
 	closeOnce sync.Once
@@ -57,8 +56,10 @@ type Capture struct {
 
 	inventory inventory
 
-	mu   sync.Mutex // guards side
-	side []byte     // records of other goroutines, for the next batch
+	mu      sync.Mutex // guards what follows
+	side    []byte     // records of other goroutines, for the next batch
+	anchors *anchors
+	stepped []byte // anchors at times when the wall clock was set, for the next batch
 
 	// Of the reader; Close takes the lock to wait for a Next that still runs.
 	reading   sync.Mutex
@@ -99,7 +100,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Capture, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	c := &Capture{cfg: cfg, log: log, event: -1, steps: -1}
+	c := &Capture{cfg: cfg, log: log, event: -1}
 	if err := c.open(ctx); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -148,16 +149,15 @@ func (c *Capture) open(ctx context.Context) (err error) {
 	if c.event, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return fmt.Errorf("make an eventfd: %w", err)
 	}
-	if c.steps, err = clockSteps(); err != nil {
-		return err
-	}
-	c.poll = []unix.PollFd{{Fd: int32(c.ring.fd), Events: unix.POLLIN}, {Fd: int32(c.event), Events: unix.POLLIN},
-		{Fd: int32(c.steps), Events: unix.POLLIN}}
+	c.poll = []unix.PollFd{{Fd: int32(c.ring.fd), Events: unix.POLLIN}, {Fd: int32(c.event), Events: unix.POLLIN}}
 	c.account = make([][event.Hooks]event.Counters, c.obj.cpus)
 	if c.anchors, err = newAnchors(); err != nil {
 		return err
 	}
 	c.next = c.anchors.append(c.next, event.AnchorStart)
+	if err := c.clock.start(c.tellStep); err != nil {
+		return err
+	}
 	now := monotonic()
 	c.round, c.ticked, c.tickedAt, c.accounted, c.slots.last = now, now, now, now, now
 	for i := range c.slots.free {
@@ -279,6 +279,13 @@ func (c *Capture) tellLink(l *event.Link) {
 	c.mu.Unlock()
 }
 
+// tellStep records an anchor at once, because the wall clock was set: the reader may be busy.
+func (c *Capture) tellStep() {
+	c.mu.Lock()
+	c.stepped = c.anchors.append(c.stepped, event.AnchorPeriodic)
+	c.mu.Unlock()
+}
+
 // Next returns the next batch of records, 8-byte aligned and checked, valid until the next
 // call of Next, Stop or not. Records of the kernel are returned where they lie in the ring, which is
 // why they must not be written to. The first record of all is the Anchor that opens the session. It
@@ -368,9 +375,6 @@ func (c *Capture) take(raw []byte) error {
 // looked at, and the next Tick is prepared.
 func (c *Capture) turn(now uint64) error {
 	c.round = now
-	if c.anchors.due(now) {
-		c.next = c.anchors.append(c.next, event.AnchorPeriodic)
-	}
 	// A full ring would lose what a slot can still hold: then nothing is flushed.
 	until := now - uint64(c.cfg.FlushAge)/2
 	if c.ring.used() > c.ring.mask/4*3 {
@@ -382,11 +386,17 @@ func (c *Capture) turn(now uint64) error {
 	}
 	c.watermark = watermark - tickMargin
 	c.marked, c.mark = true, c.ring.end()
-	c.next = c.slots.overs(c.next, now)
+	// Records of other goroutines are stamped under the lock: those that the next Tick covers are here.
 	c.mu.Lock()
+	c.next = append(c.next, c.stepped...)
+	c.stepped = c.stepped[:0]
+	if c.anchors.due(monotonic()) {
+		c.next = c.anchors.append(c.next, event.AnchorPeriodic)
+	}
 	c.next = append(c.next, c.side...)
 	c.side = c.side[:0]
 	c.mu.Unlock()
+	c.next = c.slots.overs(c.next, now)
 	if now-c.accounted >= accountEvery {
 		c.accounted = now
 		c.next = c.appendAccounting(c.next, now, false)
@@ -424,10 +434,6 @@ func (c *Capture) wait(ctx context.Context, now uint64) error {
 	if c.poll[1].Revents != 0 {
 		_, _ = unix.Read(c.event, b[:])
 	}
-	if c.poll[2].Revents != 0 {
-		_, _ = unix.Read(c.steps, b[:])
-		c.next = c.anchors.append(c.next, event.AnchorPeriodic)
-	}
 	return nil
 }
 
@@ -462,9 +468,9 @@ func (c *Capture) finish() error {
 	c.next = c.slots.rest(c.next)
 	c.next = c.slots.overs(c.next, now)
 	c.mu.Lock()
-	c.next = append(c.next, c.side...)
-	c.side = nil
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	c.next = append(append(c.next, c.stepped...), c.side...)
+	c.stepped, c.side = nil, nil
 	c.next = c.appendAccounting(c.next, now, true)
 	c.next = event.Append(c.next, &event.Tick{Header: event.Header{Time: max(c.ticked, now)}})
 	c.next = c.anchors.append(c.next, event.AnchorEnd)
@@ -558,6 +564,7 @@ func (c *Capture) Close() error {
 	var errs []error
 	c.closeOnce.Do(func() {
 		c.Stop()
+		errs = append(errs, c.clock.close())
 		c.reading.Lock()
 		defer c.reading.Unlock()
 		c.closed = true
@@ -573,10 +580,8 @@ func (c *Capture) Close() error {
 		if c.control != nil {
 			errs = append(errs, unix.Munmap(c.control))
 		}
-		for _, fd := range []int{c.event, c.steps} {
-			if fd >= 0 {
-				errs = append(errs, unix.Close(fd))
-			}
+		if c.event >= 0 {
+			errs = append(errs, unix.Close(c.event))
 		}
 		if c.obj != nil {
 			c.obj.close()

@@ -5,7 +5,10 @@ package bpf
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -74,17 +77,45 @@ func (a *anchors) due(now uint64) bool {
 	return off > anchorDrift || off < -anchorDrift
 }
 
-// clockSteps returns a timerfd that becomes readable when the wall clock is set, so that the
-// next anchor follows at once. Otherwise it never expires.
-func clockSteps() (int, error) {
+// clockWatch tells when the wall clock is set.
+type clockWatch struct {
+	timer *os.File
+	wait  sync.WaitGroup
+}
+
+// start calls told after each time that the wall clock is set: by a person, by a time service that
+// does not slew, by a leap second, by the end of a suspension. The timer, which is for the year 2242, is cancelled then (timerfd_create(2)).
+func (w *clockWatch) start(told func()) error {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_REALTIME, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
 	if err != nil {
-		return -1, fmt.Errorf("watch the wall clock: %w", err)
+		return fmt.Errorf("watch the wall clock: %w", err)
 	}
-	never := unix.ItimerSpec{Value: unix.Timespec{Sec: 1 << 40}}
+	w.timer = os.NewFile(uintptr(fd), "timerfd")
+	never := unix.ItimerSpec{Value: unix.Timespec{Sec: 1 << 33}}
 	if err := unix.TimerfdSettime(fd, unix.TFD_TIMER_ABSTIME|unix.TFD_TIMER_CANCEL_ON_SET, &never, nil); err != nil {
-		_ = unix.Close(fd)
-		return -1, fmt.Errorf("watch the wall clock: %w", err)
+		return fmt.Errorf("watch the wall clock: %w", err)
 	}
-	return fd, nil
+	w.wait.Go(func() {
+		var expired [8]byte
+		for {
+			_, err := w.timer.Read(expired[:])
+			switch {
+			case errors.Is(err, unix.ECANCELED):
+				told()
+			case err != nil:
+				return // closed
+			}
+		}
+	})
+	return nil
+}
+
+// close ends the watch.
+func (w *clockWatch) close() error {
+	if w.timer == nil {
+		return nil
+	}
+	err := w.timer.Close()
+	w.wait.Wait()
+	return err
 }

@@ -20,7 +20,7 @@ func OpenEmpty(cfg Config, log *slog.Logger) (io.Closer, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	cfg.RingBytes = minRing // nothing is ever in it
-	c := &Capture{cfg: cfg, log: log, event: -1, steps: -1}
+	c := &Capture{cfg: cfg, log: log, event: -1}
 	if err := c.openEmpty(); err != nil {
 		_ = c.Close()
 		return nil, err

@@ -171,42 +171,6 @@ func TestFlowThatMovesBetweenCPUs(t *testing.T) {
 	require.Greater(t, len(cpus), 1, "the flow stayed on one CPU")
 }
 
-// The wall clock that the records give is the host's.
-func TestAnchorsTellTheWallClock(t *testing.T) {
-	requireBPF(t)
-	a, err := newAnchors()
-	require.NoError(t, err)
-	b := a.append(nil, event.AnchorStart)
-	time.Sleep(20 * time.Millisecond)
-	anchor := event.At(b).Anchor()
-	// The thread may be interrupted between two clocks.
-	before := monotonic()
-	wall := time.Now().UnixNano()
-	after := monotonic()
-	require.GreaterOrEqual(t, wall, anchor.Realtime+int64(before-anchor.Time)-1e6)
-	require.LessOrEqual(t, wall, anchor.Realtime+int64(after-anchor.Time)+1e6)
-	require.InDelta(t, anchor.Realtime, anchor.TAI, 60e9)
-	require.Less(t, anchor.Uncertainty, uint32(1e6))
-
-	// For the same reason what most of many looks say.
-	due := func() bool {
-		n := 0
-		for range 101 {
-			if a.due(monotonic()) {
-				n++
-			}
-		}
-		return n > 50
-	}
-	require.False(t, due())
-	a.last.Realtime += 400_000 // as if the clock had been set back by 0.4 ms
-	require.True(t, due())
-	a.last.Realtime -= 400_000
-	a.last.Time -= anchorEvery
-	a.last.Realtime -= anchorEvery
-	require.True(t, due())
-}
-
 func TestNextEndsWithItsContext(t *testing.T) {
 	requireBPF(t)
 	c, err := Open(t.Context(), benchConfig(), quiet())

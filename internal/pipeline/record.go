@@ -20,6 +20,7 @@ const (
 	maxBlockEvents = 32 << 10
 	maxBlockRaw    = 8 << 20
 	maxBlockAge    = 400 * time.Millisecond
+	clockStep      = 200_000 // ns: what differs more was not read apart, but set
 )
 
 // Encode is the write half up to the spool: it moves batches from the source into blocks and hands each
@@ -34,6 +35,7 @@ func Encode(ctx context.Context, src Source, put func(sealed []byte) error) erro
 		buf = b.Seal(buf[:0])
 		return put(buf)
 	}
+	var ahead int64      // of the wall clock over the monotonic one
 	var oldest time.Time // when the block's first record was added
 	for {
 		batch, err := src.Next(ctx)
@@ -42,6 +44,15 @@ func Encode(ctx context.Context, src Source, put func(sealed []byte) error) erro
 			return seal()
 		case err != nil:
 			return errors.Join(fmt.Errorf("read events: %w", err), seal())
+		}
+		if a := anchor(batch); a != nil {
+			// A block begins where the clock was set: its head alone tells the wall time of what follows.
+			was := ahead
+			if ahead = a.Realtime - int64(a.Time); max(ahead-was, was-ahead) > clockStep {
+				if err := seal(); err != nil {
+					return err
+				}
+			}
 		}
 		if len(batch) > 0 {
 			if b.Events() == 0 {
@@ -61,9 +72,14 @@ func Encode(ctx context.Context, src Source, put func(sealed []byte) error) erro
 // ends says whether the batch is the session's first or last anchor: blocks do not cross sessions, and
 // a session is on disk as soon as it begins.
 func ends(batch []byte) bool {
-	if len(batch) == 0 {
-		return false
+	a := anchor(batch)
+	return a != nil && a.Phase != event.AnchorPeriodic
+}
+
+// anchor returns the anchor that a batch begins with, or nil.
+func anchor(batch []byte) *event.Anchor {
+	if len(batch) == 0 || event.At(batch).Kind != event.KindAnchor {
+		return nil
 	}
-	h := event.At(batch)
-	return h.Kind == event.KindAnchor && h.Anchor().Phase != event.AnchorPeriodic
+	return event.At(batch).Anchor()
 }
