@@ -109,7 +109,10 @@ int xdp_ingress(struct xdp_md *ctx)
 	r->options_len = n;
 	if (n) {
 		__builtin_memset(r->options, 0, sizeof(r->options));
-		bpf_xdp_load_bytes(ctx, l4 + sizeof(tcp), r->options, n);
+		/* For the verifier of 6.1, as in copy_options. */
+		total = n;
+		asm volatile("" : "+r"(total));
+		bpf_xdp_load_bytes(ctx, l4 + sizeof(tcp), r->options, ((total - 1) & 63) + 1);
 	}
 	n = (offset_of(struct tcb_segment, options) + n + 7) & ~7U;
 	r->h.size = n;

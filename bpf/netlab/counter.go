@@ -212,7 +212,8 @@ func attachClsact(ifindex int, prog *ebpf.Program, where ebpf.AttachType) (io.Cl
 
 // Close removes the filter; the caller's thread must be in the device's namespace.
 func (c *clsact) Close() error {
-	if err := netlink.FilterDel(&c.filter); err != nil {
+	// EINVAL: the qdisc is gone, and the filter with it.
+	if err := netlink.FilterDel(&c.filter); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("remove clsact filter: %w", err)
 	}
 	return nil
