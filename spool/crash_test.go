@@ -120,7 +120,7 @@ func TestNothingAcknowledgedIsLostBySIGKILL(t *testing.T) {
 		if round%5 != 4 { // every fifth time while it opens
 			select {
 			case <-started:
-			case <-time.After(30 * time.Second):
+			case <-time.After(patience):
 				t.Error("the recorder does not start")
 			}
 		}

@@ -295,7 +295,7 @@ func TestRecorderThatDoesNotAnswer(t *testing.T) {
 	require.Eventually(t, func() bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		return err == nil && strings.Contains(string(stat), ") T ")
-	}, 5*time.Second, time.Millisecond)
+	}, patience, time.Millisecond)
 	r = open(t, cfg.Dir)
 	require.NoError(t, unix.Kill(pid, unix.SIGCONT))
 	got, damage := drain(t, r)

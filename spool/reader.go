@@ -30,7 +30,7 @@ type ReadOptions struct {
 }
 
 // dying is how long a Reader waits for a recorder that holds the lock and whose socket is closed.
-const dying = time.Second
+const dying = controlTimeout
 
 // A Reader reads the blocks of a spool in the order of their IDs. Any number of Readers, in any number of processes, may read a spool, also
 // while it is recorded: they never hold the recorder up. A Reader is used by one goroutine at a time.

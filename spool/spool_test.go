@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -35,6 +36,9 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
+
+// patience bounds what must end; it asserts nothing about speed.
+const patience = 2 * time.Minute
 
 // testConfig is that of a small spool that leaves nothing to others.
 func testConfig(dir string) Config {

@@ -192,7 +192,7 @@ func TestSegmentsEndAtTheirAge(t *testing.T) {
 	cfg.SegmentAge = minSegmentAge
 	w := create(t, cfg)
 	fill(t, w, 1, 100)
-	require.Eventually(t, func() bool { return w.Stats().Rotations > 0 }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return w.Stats().Rotations > 0 }, patience, 20*time.Millisecond)
 	require.NoError(t, w.Rotate(t.Context())) // waits until it is closed
 	r, err := Open(t.Context(), cfg.Dir, ReadOptions{NoRotate: true})
 	require.NoError(t, err)
@@ -220,7 +220,7 @@ func TestRetentionByAge(t *testing.T) {
 	require.NoError(t, writeSidecar(si, false))
 	cfg.MaxAge = time.Hour
 	w := create(t, cfg)
-	require.Eventually(t, func() bool { return w.Stats().Dropped.Segments == 1 }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return w.Stats().Dropped.Segments == 1 }, patience, 20*time.Millisecond)
 	require.Equal(t, ID(11), w.Stats().First)
 	got, damage := drain(t, open(t, cfg.Dir))
 	require.Empty(t, damage)
@@ -230,19 +230,23 @@ func TestRetentionByAge(t *testing.T) {
 func TestSyncModes(t *testing.T) {
 	tests := map[string]struct {
 		mode SyncMode
-		want func(syncs uint64) bool
+		want func(syncs, intervals uint64) bool
 	}{
-		"block":    {SyncBlock, func(n uint64) bool { return n == 20 }},
-		"interval": {SyncInterval, func(n uint64) bool { return n >= 1 && n < 20 }},
-		"off":      {SyncOff, func(n uint64) bool { return n == 0 }},
+		"block":    {SyncBlock, func(n, _ uint64) bool { return n == 20 }},
+		"interval": {SyncInterval, func(n, intervals uint64) bool { return n >= 1 && n <= intervals+1 }},
+		"off":      {SyncOff, func(n, _ uint64) bool { return n == 0 }},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			cfg := testConfig(t.TempDir())
 			cfg.Sync, cfg.SyncInterval = tt.mode, 50*time.Millisecond
+			start := time.Now()
 			w := create(t, cfg)
 			fill(t, w, 20, 10_000)
-			require.Eventually(t, func() bool { return tt.want(w.Stats().Syncs) }, 5*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool {
+				syncs := w.Stats().Syncs
+				return tt.want(syncs, uint64(time.Since(start)/cfg.SyncInterval))
+			}, patience, 10*time.Millisecond)
 			// An idle spool is left alone.
 			n := w.Stats().Syncs
 			time.Sleep(120 * time.Millisecond)

@@ -107,6 +107,9 @@ func (e *ears) Export(_ context.Context, req pmetricotlp.ExportRequest) (pmetric
 
 const megabytes = 4
 
+// patience bounds what must end; it asserts nothing about speed.
+const patience = 3 * time.Minute
+
 // TestOtelcolCapturesWithTheSample runs the Collector that the builder built, with the sample
 // configuration, on a lossy transfer. `make otelcol-test` builds it and says where it is.
 func TestOtelcolCapturesWithTheSample(t *testing.T) {
@@ -115,7 +118,7 @@ func TestOtelcolCapturesWithTheSample(t *testing.T) {
 		t.Skip("needs a Collector: make otelcol-test")
 	}
 	lab := netlab.ForTest(t, netlab.Options{Rate: 100e6, LossToB: netlab.Loss{Nth: []uint64{20, 40}}})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 
 	listener, err := lab.A.Listen(ctx, netip.MustParseAddrPort("127.0.0.1:0"))
@@ -173,6 +176,7 @@ func TestOtelcolCapturesWithTheSample(t *testing.T) {
 	require.NoError(t, err)
 	moved, err := lab.Transfer(ctx, netlab.Transfer{Bytes: megabytes << 20})
 	require.NoError(t, err)
+	require.NoError(t, lab.A.Quiet(ctx))
 	after, err := lab.A.SNMP()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
@@ -211,7 +215,7 @@ func TestOtelcolCapturesWithTheSample(t *testing.T) {
 // TestCapturesLiveTraffic is the same in process: the receiver between two namespaces.
 func TestCapturesLiveTraffic(t *testing.T) {
 	lab := netlab.ForTest(t, netlab.Options{Rate: 100e6, LossToB: netlab.Loss{Nth: []uint64{20, 40}}})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var sink consumertest.MetricsSink
 	f := NewFactory()
@@ -231,6 +235,7 @@ func TestCapturesLiveTraffic(t *testing.T) {
 	}
 	moved, err := lab.Transfer(ctx, netlab.Transfer{Bytes: megabytes << 20})
 	require.NoError(t, err)
+	require.NoError(t, lab.A.Quiet(ctx))
 	require.NoError(t, r.Shutdown(ctx))
 
 	got := names(sink.AllMetrics())

@@ -188,7 +188,7 @@ func TestDeliversToTheNextConsumer(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	require.NoError(t, r.Start(ctx, componenttest.NewNopHost()))
 	cancel() // the context of Start ends with the start-up
-	require.Eventually(t, func() bool { return len(sink.AllMetrics()) >= 3 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(sink.AllMetrics()) >= 3 }, time.Minute, time.Millisecond)
 	require.NoError(t, r.Shutdown(t.Context()))
 	require.NoError(t, r.Shutdown(t.Context()), "twice")
 	require.True(t, src.closed)

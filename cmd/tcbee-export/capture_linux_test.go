@@ -52,7 +52,7 @@ func startRecorder(t *testing.T, args ...string) *recorder {
 	require.Eventually(t, func() bool {
 		pid, err := os.ReadFile(ready)
 		return err == nil && strings.TrimSpace(string(pid)) == strconv.Itoa(r.cmd.Process.Pid)
-	}, 30*time.Second, 5*time.Millisecond, "the recorder does not get ready")
+	}, patience, 5*time.Millisecond, "the recorder does not get ready")
 	return r
 }
 
@@ -269,7 +269,7 @@ func TestRecorderDropsItsRights(t *testing.T) {
 			require.Eventually(t, func() bool {
 				_, err := os.Stat(ready)
 				return err == nil && statusOf(t, pid, "NoNewPrivs") == "1" && statusOf(t, pid, "CapEff") == tt.left
-			}, 30*time.Second, 5*time.Millisecond, "the rights are not dropped")
+			}, patience, 5*time.Millisecond, "the rights are not dropped")
 			require.Equal(t, tt.left, statusOf(t, pid, "CapPrm"))
 
 			for range 2 {

@@ -107,7 +107,7 @@ func TestDemoShowsWhatItHasWhenInterrupted(t *testing.T) {
 	require.Eventually(t, func() bool {
 		m, _ := filepath.Glob(filepath.Join(os.TempDir(), "tcbee-demo-*", "ready"))
 		return len(m) == 1
-	}, 30*time.Second, time.Millisecond)
+	}, 2*time.Minute, time.Millisecond)
 	cancel()
 	require.NoError(t, <-done)
 	require.Regexp(t, `(?s)fake run.*fake interrupted.*fake flows`, out.String())

@@ -103,8 +103,12 @@ func TestFlowsOfARealRecordingAreThoseOfTheTable(t *testing.T) {
 	}
 	want, got := ours(exact), ours(fast)
 	require.Len(t, want, 2*clients*rounds)
-	// A connect in the block before its SYN makes microseconds of difference.
-	near := cmpopts.EquateApproxTime(time.Millisecond)
-	require.Empty(t, gocmp.Diff(want, got, near, cmpopts.EquateComparable(netip.AddrPort{}, key{}), cmpopts.EquateApprox(0, 1e-3),
+	// A connect in the block before its SYN makes microseconds of difference, or what passes until the thread that
+	// connects has a CPU again.
+	near := gocmp.Options{cmpopts.EquateApproxTime(time.Second), gocmp.FilterPath(func(p gocmp.Path) bool {
+		name := p.Last().String()
+		return name == ".Duration" || name == ".Handshake"
+	}, cmpopts.EquateApprox(0, 1))}
+	require.Empty(t, gocmp.Diff(want, got, near, cmpopts.EquateComparable(netip.AddrPort{}, key{}),
 		cmpopts.IgnoreFields(processors.Flow{}, "ID", "GoodputIn", "GoodputOut")))
 }
