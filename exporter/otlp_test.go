@@ -273,6 +273,7 @@ func TestOTLPClientCertificate(t *testing.T) {
 
 	cfg := DefaultConfig()
 	cfg.Protocol, cfg.Endpoint, cfg.TLS.CAFile = ProtocolHTTP, s.URL, file
+	cfg.Timeout, cfg.Retry.Enabled = time.Minute, false
 	require.ErrorContains(t, started(t, cfg.Synchronous()).ConsumeMetrics(t.Context(), batch(1)), "certificate")
 	cfg.TLS.CertFile, cfg.TLS.KeyFile = file, keyOf(file)
 	require.NoError(t, started(t, cfg.Synchronous()).ConsumeMetrics(t.Context(), batch(1)))
@@ -396,7 +397,7 @@ func TestOTLPFailuresTeach(t *testing.T) {
 		},
 		"no such host": {
 			protocol: ProtocolHTTP, atStart: true,
-			set:  func(_ *testing.T, c *Config, _ *backend) { c.Endpoint = "http://nowhere.invalid" },
+			set:  func(_ *testing.T, c *Config, _ *backend) { c.Endpoint = "http://nowhere..invalid" }, // no resolver is asked for such a name
 			hint: "check the host's name",
 		},
 		"grpc no answer": {
@@ -415,7 +416,8 @@ func TestOTLPFailuresTeach(t *testing.T) {
 			t.Parallel()
 			b := newBackend(t, tt.protocol, tt.secure)
 			cfg := DefaultConfig()
-			cfg.Protocol, cfg.Endpoint, cfg.Timeout = tt.protocol, b.url, 2*time.Second
+			// One attempt, and time for it: what is told is why it failed, not that time is up.
+			cfg.Protocol, cfg.Endpoint, cfg.Timeout, cfg.Retry.Enabled = tt.protocol, b.url, time.Minute, false
 			tt.set(t, &cfg, b)
 			require.NoError(t, cfg.Validate())
 			s, err := NewOTLP(cfg.Synchronous(), "1.2.3", slog.New(slog.DiscardHandler))
