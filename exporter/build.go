@@ -19,8 +19,13 @@ import (
 // gauges: the least that a backend with milliseconds tells apart.
 const endStep = int64(time.Millisecond)
 
+// partPoints is the size from which a collection is handed on in parts: a point with its
+// attributes takes about 1 KB until it is sent, and a host may have a million connections.
+const partPoints = 16 << 10
+
 // Builder makes pmetric.Metrics of what the processors tell: it is their Emitter. One
-// collection is Begin, the calls of Table.Collect, End. The same calls give the same bytes.
+// collection is Begin, the calls of Table.Collect, End. The same calls give the same bytes. A
+// collection of many connections comes in parts, all points of a connection in one of them.
 //
 // All points have the time of the collection, but for the last ones of a connection that
 // ended: those have the time of its last event, and each of its gauges is ended 1 ms later by
@@ -43,11 +48,14 @@ type Builder struct {
 	host    track  // of the session's host
 	session uint64 // that host is of
 
-	wall int64 // of this collection, ns since 1970
-	prev int64 // of the one before, 0 if none
-	conn map[uint64]*track
-	free []*track
-	over map[tuple]int64 // when connections ended in this collection, ns since 1970
+	wall   int64 // of this collection, ns since 1970
+	prev   int64 // of the one before, 0 if none
+	points int   // gathered for the next part
+	full   bool  // the part ends before the next point
+	part   func(pmetric.Metrics)
+	conn   map[uint64]*track
+	free   []*track
+	over   map[tuple]int64 // when connections ended in this collection, ns since 1970
 
 	// The connection, or the host, whose values come.
 	cur      *track
@@ -104,20 +112,35 @@ func NewBuilder(cfg Config, res Resource) *Builder {
 	return b
 }
 
-// Begin starts a collection at the given wall time, ns since 1970.
-func (b *Builder) Begin(wall int64) {
-	b.wall = wall
+// Begin starts a collection at the given wall time, ns since 1970. part is called with each part but
+// the last, which then is the callee's.
+func (b *Builder) Begin(wall int64, part func(pmetric.Metrics)) {
+	b.wall, b.part = wall, part
 	clear(b.over)
 	if wall <= b.prev {
 		b.prev = 0 // the clock was set back: nothing can be in order with what came before
 	}
 }
 
-// End returns the collection, which then is the caller's. It is empty (DataPointCount is 0 and
-// there is no resource) if there was nothing to tell.
+// End returns the last part of the collection, which then is the caller's. It is empty (DataPointCount
+// is 0 and there is no resource) if there was nothing to tell.
 func (b *Builder) End() pmetric.Metrics {
 	b.endConnection()
-	b.prev = b.wall
+	b.prev, b.part = b.wall, nil
+	return b.cut()
+}
+
+// endPart hands on what was gathered if that is enough. There always is a point to come, so that the
+// last part is not empty.
+func (b *Builder) endPart() {
+	if b.full {
+		b.part(b.cut())
+	}
+}
+
+// cut returns what was gathered.
+func (b *Builder) cut() pmetric.Metrics {
+	b.points, b.full = 0, false
 	md := pmetric.NewMetrics()
 	n := 0
 	for _, s := range b.slots {
@@ -188,6 +211,7 @@ func (b *Builder) Host(h *processors.Host) {
 // Connection implements processors.Emitter.
 func (b *Builder) Connection(c *processors.Connection) {
 	b.endConnection()
+	b.full = b.points >= partPoints
 	t := b.conn[c.ID]
 	if t == nil {
 		t = b.newTrack()
@@ -263,6 +287,8 @@ func (b *Builder) Histogram(s *processors.Series, h *processors.Histogram) {
 			b.cur.histos[s.ID] = prev
 		}
 	}
+	b.endPart()
+	b.points++
 	p := b.bySeries[s.ID].histos.AppendEmpty()
 	p.SetTimestamp(b.ts)
 	p.SetStartTimestamp(b.start)
@@ -313,6 +339,7 @@ func (b *Builder) point(s *processors.Series) pmetric.NumberDataPoint {
 	if s.ID >= len(b.bySeries) || b.bySeries[s.ID] == nil {
 		b.learn(s)
 	}
+	b.endPart()
 	t := b.cur
 	if s.Metric.Kind != processors.Counter {
 		for s.ID>>6 >= len(t.gauges) {
@@ -335,6 +362,7 @@ func (b *Builder) add(s *processors.Series) pmetric.NumberDataPoint {
 	if slot.points.Len() == 0 {
 		slot.points.EnsureCapacity(slot.last + slot.last/8 + 1)
 	}
+	b.points++
 	p := slot.points.AppendEmpty()
 	p.SetTimestamp(b.ts)
 	b.putAttrs(p.Attributes(), s)

@@ -68,7 +68,7 @@ func tell(b *Builder) (first, second pmetric.Metrics) {
 		h.Add(v)
 	}
 
-	b.Begin(t0 + 10*sec)
+	b.Begin(t0+10*sec, nil)
 	b.Host(host)
 	b.Int(sActive, 2)
 	b.Histogram(sRTT, &h)
@@ -85,7 +85,7 @@ func tell(b *Builder) (first, second pmetric.Metrics) {
 
 	one.Ended, one.End, one.Last = true, processors.EndClosed, one.First+uint64(15*sec)
 	h.Add(0.5)
-	b.Begin(t0 + 20*sec)
+	b.Begin(t0+20*sec, nil)
 	b.Host(host)
 	b.Int(sActive, 1)
 	b.Histogram(sRTT, &h)
@@ -268,13 +268,13 @@ func TestPointsOfReusedAddressesNeverShareATime(t *testing.T) {
 			b := NewBuilder(DefaultConfig(), testResource)
 			c := conn(1, t0)
 			if tt.prev != 0 {
-				b.Begin(t0 + tt.prev)
+				b.Begin(t0+tt.prev, nil)
 				b.Connection(c)
 				b.Int(sCwnd, 1)
 				b.End()
 			}
 			c.Ended, c.Last = true, c.First+uint64(tt.last)
-			b.Begin(t0 + tt.wall)
+			b.Begin(t0+tt.wall, nil)
 			b.Connection(c)
 			b.Int(sCwnd, 2)
 			require.Equal(t, []string{
@@ -287,7 +287,7 @@ func TestPointsOfReusedAddressesNeverShareATime(t *testing.T) {
 
 func TestManyConnectionsBetweenTheSameEndsInOneCollection(t *testing.T) {
 	b := NewBuilder(DefaultConfig(), testResource)
-	b.Begin(t0 + 10*sec)
+	b.Begin(t0+10*sec, nil)
 	for i := range uint64(3) {
 		c := conn(i+1, t0+5*sec)
 		c.Ended = i < 2
@@ -305,7 +305,7 @@ func TestSeriesKeepTheirIdentity(t *testing.T) {
 	c.Role, c.Cookie = processors.RoleUnknown, 0
 	var seen []map[string]any
 	for i := range int64(2) {
-		b.Begin(t0 + (i+1)*sec)
+		b.Begin(t0+(i+1)*sec, nil)
 		b.Connection(c)
 		b.Int(sCwnd, 1)
 		md := b.End()
@@ -332,7 +332,7 @@ func TestNetworkNamespaceIsToldUnlessItIsHome(t *testing.T) {
 			b := NewBuilder(DefaultConfig(), Resource{Netns: tt.home})
 			c := conn(1, t0)
 			c.Netns = tt.netns
-			b.Begin(t0 + sec)
+			b.Begin(t0+sec, nil)
 			b.Connection(c)
 			b.Int(sCwnd, 1)
 			p := b.End().ResourceMetrics().At(0).ScopeMetrics().At(0).Metrics().At(0).Gauge().DataPoints().At(0)
@@ -343,7 +343,7 @@ func TestNetworkNamespaceIsToldUnlessItIsHome(t *testing.T) {
 
 func TestNothingToTellIsEmpty(t *testing.T) {
 	b := NewBuilder(DefaultConfig(), testResource)
-	b.Begin(t0)
+	b.Begin(t0, nil)
 	require.Zero(t, b.End().ResourceMetrics().Len())
 }
 
@@ -390,7 +390,7 @@ func BenchmarkBuild(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				wall += 10 * sec
-				build.Begin(wall)
+				build.Begin(wall, nil)
 				for _, c := range all {
 					build.Connection(c)
 					build.Int(sCwnd, 10)
@@ -405,4 +405,55 @@ func BenchmarkBuild(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/point")
 		})
 	}
+}
+
+func TestLargeCollectionsComeInParts(t *testing.T) {
+	const conns, values = partPoints/2 + 7, 5
+	tell := func(from, n int, part func(pmetric.Metrics)) pmetric.Metrics {
+		b := NewBuilder(DefaultConfig(), testResource)
+		b.Begin(t0+10*sec, part)
+		b.Host(&processors.Host{Session: 9, StartWall: t0 - 5*sec})
+		b.Int(sActive, conns)
+		for i := from; i < from+n; i++ {
+			c := conn(uint64(i+1), t0)
+			c.Local = netip.AddrPortFrom(c.Local.Addr(), uint16(i))
+			b.Connection(c)
+			b.Int(sCwnd, int64(i))
+			b.Float(sSRTT, 0.025)
+			b.Int(sSegIn, 100)
+			b.Int(sSegOut, 50)
+			b.Float(sBlocked, 1.5)
+		}
+		return b.End()
+	}
+	var parts []pmetric.Metrics
+	last := tell(0, conns, func(md pmetric.Metrics) { parts = append(parts, md) })
+	parts = append(parts, last)
+	require.Len(t, parts, (1+conns*values+partPoints)/(partPoints+values-1))
+	total, first := 0, 0
+	for i, md := range parts {
+		n := md.DataPointCount()
+		total += n
+		if i < len(parts)-1 {
+			require.GreaterOrEqual(t, n, partPoints)
+			require.Less(t, n, partPoints+values)
+		}
+		require.Positive(t, n)
+		// Every part is a collection of its own: resource, scope, all points of its connections.
+		whole := n / values
+		want := tell(first, whole, nil)
+		if i > 0 { // the host is told in the first one
+			metrics := want.ResourceMetrics().At(0).ScopeMetrics().At(0).Metrics()
+			metrics.RemoveIf(func(m pmetric.Metric) bool { return m.Name() == sActive.Metric.Name })
+		}
+		require.True(t, bytes.Equal(marshal(t, want), marshal(t, md)), "part %d", i)
+		first += whole
+	}
+	require.Equal(t, 1+conns*values, total)
+
+	// What is just enough for a part has no empty one after it.
+	calls := 0
+	last = tell(0, partPoints/values+1, func(pmetric.Metrics) { calls++ })
+	require.Zero(t, calls)
+	require.GreaterOrEqual(t, last.DataPointCount(), partPoints)
 }

@@ -27,8 +27,8 @@ type Sink interface {
 	// Start prepares the sink. It may fail for what no configuration check can see: a
 	// certificate that is not there, a file that cannot be made.
 	Start(ctx context.Context) error
-	// ConsumeMetrics takes md over: the caller does not use it any more. An error means that
-	// md, or a part of it, was not delivered.
+	// ConsumeMetrics takes md over, a collection or a part of one (More): the caller does not
+	// use it any more. An error means that md, or some of it, was not delivered.
 	ConsumeMetrics(ctx context.Context, md pmetric.Metrics) error
 	// Shutdown delivers what is still queued, as long as ctx lasts, and releases everything.
 	Shutdown(ctx context.Context) error
@@ -45,3 +45,12 @@ func (e *hinted) Hint() string { return e.hint }
 
 // Unwrap gives the error without its hint.
 func (e *hinted) Unwrap() error { return e.error }
+
+// moreKey is the key of WithMore.
+type moreKey struct{}
+
+// WithMore returns a context for all parts of a collection but the last.
+func WithMore(ctx context.Context) context.Context { return context.WithValue(ctx, moreKey{}, true) }
+
+// More tells a sink, from the context of ConsumeMetrics, that other parts of the same collection follow.
+func More(ctx context.Context) bool { return ctx.Value(moreKey{}) != nil }

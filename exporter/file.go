@@ -14,8 +14,8 @@ import (
 	"go.opentelemetry.io/collector/pdata/pmetric"
 )
 
-// File writes metrics as OTLP-JSON lines: each collection is one ExportMetricsServiceRequest in
-// the JSON encoding of OTLP, followed by a line feed. The Collector's file exporter and
+// File writes metrics as OTLP-JSON lines: each collection, or part of a large one, is an ExportMetricsServiceRequest
+// in the JSON encoding of OTLP, followed by a line feed. The Collector's file exporter and
 // otlpjsonfile receiver write and read the same.
 type File struct {
 	path string

@@ -191,7 +191,7 @@ func newBackend(t testing.TB, protocol string, secure bool) *backend {
 // batch is one collection of n points.
 func batch(n int) pmetric.Metrics {
 	b := NewBuilder(DefaultConfig(), testResource)
-	b.Begin(t0)
+	b.Begin(t0, nil)
 	for i := range n {
 		c := conn(uint64(i+1), t0)
 		c.Netns = uint64(i + 100)
@@ -536,7 +536,7 @@ func BenchmarkOTLP(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
 					wall += 10 * sec
-					build.Begin(wall)
+					build.Begin(wall, nil)
 					for _, c := range conns {
 						build.Connection(c)
 						build.Int(sCwnd, 10)

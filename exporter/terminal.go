@@ -30,6 +30,7 @@ type Terminal struct {
 	w      io.Writer
 	size   func() (width, height int, tty bool)
 	totals map[string]totals // of the collection before, by connection
+	parts  gathered          // of a collection that is not complete
 	drawn  int               // lines on the screen that the next drawing replaces
 	width  int               // of the window that they were drawn for
 }
@@ -80,14 +81,26 @@ type row struct {
 	delta          bool
 }
 
+// gathered are the rows of a collection so far.
+type gathered struct {
+	at    pcommon.Timestamp
+	rows  []*row
+	byKey map[string]*row
+}
+
 // Start implements Sink.
 func (t *Terminal) Start(context.Context) error { return nil }
 
-// ConsumeMetrics draws md.
-func (t *Terminal) ConsumeMetrics(_ context.Context, md pmetric.Metrics) error {
+// ConsumeMetrics draws md when the collection is complete.
+func (t *Terminal) ConsumeMetrics(ctx context.Context, md pmetric.Metrics) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	at, rows := t.gather(md)
+	t.parts.add(md)
+	if More(ctx) {
+		return nil
+	}
+	at, rows := t.parts.at, t.finish(t.parts.rows)
+	t.parts = gathered{}
 	if at == 0 {
 		return nil
 	}
@@ -121,11 +134,11 @@ func (t *Terminal) ConsumeMetrics(_ context.Context, md pmetric.Metrics) error {
 // Shutdown leaves the last table where it is.
 func (t *Terminal) Shutdown(context.Context) error { return nil }
 
-// gather turns the data points into rows, by connection, and returns the time of the collection.
-func (t *Terminal) gather(md pmetric.Metrics) (pcommon.Timestamp, []*row) {
-	var at pcommon.Timestamp
-	byKey := make(map[string]*row)
-	var rows []*row
+// add turns data points into rows, by connection.
+func (g *gathered) add(md pmetric.Metrics) {
+	if g.byKey == nil {
+		g.byKey = make(map[string]*row)
+	}
 	for _, rm := range md.ResourceMetrics().All() {
 		for _, sm := range rm.ScopeMetrics().All() {
 			for _, m := range sm.Metrics().All() {
@@ -143,23 +156,27 @@ func (t *Terminal) gather(md pmetric.Metrics) (pcommon.Timestamp, []*row) {
 					continue
 				}
 				for _, p := range points.All() {
-					at = max(at, p.Timestamp())
+					g.at = max(g.at, p.Timestamp())
 					key, local, peer, netns := ends(p.Attributes())
 					if !ok || key == "" {
 						continue
 					}
 					// A connection that took over the ends of one that ended starts later.
-					r := byKey[key]
+					r := g.byKey[key]
 					if r == nil {
 						r = &row{key: key, local: local, peer: peer, netns: netns}
-						byKey[key] = r
-						rows = append(rows, r)
+						g.byKey[key] = r
+						g.rows = append(g.rows, r)
 					}
 					r.put(name, p, delta)
 				}
 			}
 		}
 	}
+}
+
+// finish completes the rows of a collection by what the one before told, and sorts them.
+func (t *Terminal) finish(rows []*row) []*row {
 	next := make(map[string]totals, len(rows))
 	for _, r := range rows {
 		before := totals{at: r.now.start}
@@ -191,7 +208,7 @@ func (t *Terminal) gather(md pmetric.Metrics) (pcommon.Timestamp, []*row) {
 			cmp.Compare(a.key, b.key),
 		)
 	})
-	return at, rows
+	return rows
 }
 
 // ends returns what tells the connection of a data point from others; all are empty if it is of

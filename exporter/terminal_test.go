@@ -52,7 +52,7 @@ func screens(n int, temporality string) []pmetric.Metrics {
 	}
 	var all []pmetric.Metrics
 	for round := int64(1); round <= 3; round++ {
-		b.Begin(t0 + round*10*sec)
+		b.Begin(t0+round*10*sec, nil)
 		for i, c := range conns {
 			if round == 3 && i == 0 {
 				c.Ended, c.Last = true, c.First+uint64(25*sec)
@@ -128,7 +128,7 @@ func TestTerminalRatesOfReusedAddresses(t *testing.T) {
 	b := NewBuilder(DefaultConfig(), testResource)
 	old, young := conn(1, t0), conn(2, t0+6*sec)
 	old.Ended, old.Last = true, old.First+uint64(5*sec)
-	b.Begin(t0 + 10*sec)
+	b.Begin(t0+10*sec, nil)
 	b.Connection(old)
 	b.Int(sCwnd, 1)
 	b.Int(sOut, 5_000)
@@ -136,10 +136,32 @@ func TestTerminalRatesOfReusedAddresses(t *testing.T) {
 	b.Int(sCwnd, 2)
 	b.Int(sOut, 8_000)
 	sink := NewTerminal(&bytes.Buffer{})
-	_, rows := sink.gather(b.End())
+	sink.parts.add(b.End())
+	rows := sink.finish(sink.parts.rows)
 	require.Len(t, rows, 1)
 	require.InDelta(t, 2000, rows[0].out, 1e-6) // the younger's 8 kB in 4 s
 	require.False(t, rows[0].ended)
+}
+
+func TestTerminalDrawsACollectionOfPartsOnce(t *testing.T) {
+	whole, parts := new(bytes.Buffer), new(bytes.Buffer)
+	for _, out := range []*bytes.Buffer{whole, parts} {
+		sink := NewTerminal(out)
+		for _, md := range screens(3, Cumulative) {
+			if out == parts {
+				// The metrics of a collection, one by one.
+				for _, m := range md.ResourceMetrics().At(0).ScopeMetrics().At(0).Metrics().All() {
+					one := pmetric.NewMetrics()
+					m.CopyTo(one.ResourceMetrics().AppendEmpty().ScopeMetrics().AppendEmpty().Metrics().AppendEmpty())
+					require.NoError(t, sink.ConsumeMetrics(WithMore(t.Context()), one))
+				}
+				md = pmetric.NewMetrics()
+			}
+			require.NoError(t, sink.ConsumeMetrics(t.Context(), md))
+		}
+	}
+	require.Equal(t, whole.String(), parts.String())
+	require.Equal(t, 3, strings.Count(whole.String(), "3 connections"))
 }
 
 func TestTerminalTellsWriteErrors(t *testing.T) {

@@ -5,6 +5,8 @@ package pipeline
 import (
 	"context"
 
+	"go.opentelemetry.io/collector/pdata/pmetric"
+
 	"github.com/tcbee/tcbee-export/bpf/event"
 	"github.com/tcbee/tcbee-export/exporter"
 	"github.com/tcbee/tcbee-export/processors"
@@ -220,13 +222,18 @@ func (r *reader) collect(ctx context.Context, at uint64) error {
 	if r.sink == nil {
 		return nil
 	}
-	r.build.Begin(r.table.Wall())
+	// After a failure the rest of the collection is left out, but the builder still has to see it all.
+	var err error
+	r.build.Begin(r.table.Wall(), func(part pmetric.Metrics) {
+		if err == nil {
+			err = r.sink.ConsumeMetrics(exporter.WithMore(ctx), part)
+		}
+	})
 	r.table.Collect(r.build)
-	md := r.build.End()
-	if md.DataPointCount() == 0 {
-		return nil
+	if last := r.build.End(); err == nil && last.DataPointCount() > 0 {
+		err = r.sink.ConsumeMetrics(ctx, last)
 	}
-	if err := r.sink.ConsumeMetrics(ctx, md); err != nil {
+	if err != nil {
 		return r.sinkErr(err)
 	}
 	return nil
