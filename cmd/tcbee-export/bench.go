@@ -17,7 +17,7 @@ func (a *app) benchCommand() *cobra.Command {
 		Short: "Measure what this host can do",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(a.benchCaptureCommand(), a.benchOverheadCommand(), a.benchTrafficCommand())
+	cmd.AddCommand(a.benchCaptureCommand(), a.benchOverheadCommand(), a.benchSpoolCommand(), a.benchPacketsCommand(), a.benchConnectionsCommand(), a.benchTrafficCommand())
 	return cmd
 }
 

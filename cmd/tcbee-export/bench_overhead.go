@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -124,8 +125,13 @@ func printOverhead(w io.Writer, res loadtest.OverheadResult) {
 	}
 	fmt.Fprintf(w, "\n%s events seen: %s stored, %s filtered, %s missed, %s dropped; the recorder used %.2f of %d CPUs and at most %s of RssAnon\n",
 		count(sum.Seen), count(sum.Stored), count(sum.Filtered), count(sum.Missed), count(sum.Dropped), sum.CPU/seconds, res.CPUs, bytesText(sum.AnonBytes))
-	if stolen > cpu/100 {
-		fmt.Fprintf(w, "the hypervisor took %.0f %% of the CPU time away: measure again when the host is quieter\n", 100*stolen/cpu)
+	printStolen(w, stolen/cpu)
+}
+
+// printStolen warns where a hypervisor has disturbed a measurement.
+func printStolen(w io.Writer, share float64) {
+	if share > 0.01 {
+		fmt.Fprintf(w, "the hypervisor took %.0f %% of the CPU time away: measure again when the host is quieter\n", 100*share)
 	}
 }
 
@@ -146,6 +152,7 @@ func figureText(f float64, unit string) string {
 func (a *app) benchTrafficCommand() *cobra.Command {
 	var t loadtest.Traffic
 	var kind, listen, connect string
+	kinds := []loadtest.Kind{loadtest.Bulk, loadtest.Requests, loadtest.Many}
 	cmd := &cobra.Command{
 		Use:    "traffic",
 		Short:  "Be one end of a load",
@@ -153,10 +160,10 @@ func (a *app) benchTrafficCommand() *cobra.Command {
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t.Kind, t.Serve, t.Addr = loadtest.Kind(kind), listen != "", listen+connect
-			if (listen == "") == (connect == "") || t.Connections < 1 || t.Kind != loadtest.Bulk && t.Kind != loadtest.Requests {
-				return withCode(codeUsage, fmt.Errorf("needs --listen or --connect, --connections and --kind %s or %s", loadtest.Bulk, loadtest.Requests))
+			if (listen == "") == (connect == "") || t.Connections < 1 || !slices.Contains(kinds, t.Kind) {
+				return withCode(codeUsage, fmt.Errorf("needs --listen or --connect, --connections, and as --kind one of %v", kinds))
 			}
-			return t.Run(cmd.Context(), a.stdout)
+			return t.Run(cmd.Context(), a.stdin, a.stdout)
 		},
 	}
 	f := cmd.Flags()
@@ -166,6 +173,7 @@ func (a *app) benchTrafficCommand() *cobra.Command {
 	f.IntVar(&t.Connections, "connections", 1, "number of connections")
 	f.DurationVar(&t.WarmUp, "warm-up", 0, "time before what is measured")
 	f.DurationVar(&t.Duration, "duration", time.Second, "of what is measured")
+	f.IntVar(&t.Rounds, "rounds", 1, "requests on each of many connections")
 	f.StringVar(&t.Congestion, "congestion", "", "congestion control of the client")
 	return cmd
 }

@@ -4,18 +4,34 @@ package loadtest
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
 	"github.com/tcbee/tcbee-export/bpf"
 )
 
+// Tested is the program that is measured.
+type Tested struct {
+	Program string     // the tcbee-export that records and makes traffic; "": this executable
+	Args    []string   // for its commands, before those that the measurement needs
+	Capture bpf.Config // hooks and groups
+	Dir     string     // parent of the spools that are made and removed; "": the system's for temporary files
+}
+
+func (t *Tested) find() (err error) {
+	if t.Program != "" {
+		return nil
+	}
+	if t.Program, err = os.Executable(); err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	return nil
+}
+
 // OverheadOptions say how the cost of recording is measured.
 type OverheadOptions struct {
-	Program    string        // the tcbee-export that records and makes traffic; "": this executable
-	Args       []string      // for its command "record", before those that the measurement needs
-	Capture    bpf.Config    // hooks and groups
-	Dir        string        // parent of the spools that are made and removed; "": the system's for temporary files
+	Tested
 	Pairs      int           // runs with empty programs, and with a recorder, of each load
 	Duration   time.Duration // of each run, after WarmUp
 	Flows      []int         // bulk loads: connections of each; 0: none
@@ -28,7 +44,7 @@ type OverheadOptions struct {
 // DefaultOverheadOptions measures five pairs of 5 s of each load: 1 and 64 bulk flows, 1 and 16
 // connections with requests.
 func DefaultOverheadOptions() OverheadOptions {
-	return OverheadOptions{Capture: bpf.DefaultConfig(), Pairs: 5, Duration: 5 * time.Second, Flows: []int{1, 64}, Requests: []int{1, 16}}
+	return OverheadOptions{Tested: Tested{Capture: bpf.DefaultConfig()}, Pairs: 5, Duration: 5 * time.Second, Flows: []int{1, 64}, Requests: []int{1, 16}}
 }
 
 // Validate reports the first fault by the name of its flag.
@@ -60,6 +76,7 @@ type Kind string
 const (
 	Bulk     Kind = "bulk"     // each connection sends as fast as it can
 	Requests Kind = "requests" // each connection asks when the last answer has come
+	Many     Kind = "many"     // all connections are opened, one after the other, and ask a few times each
 )
 
 // RequestBytes is the size of a request, and of its response.

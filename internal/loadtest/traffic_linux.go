@@ -23,13 +23,14 @@ import (
 
 // Traffic is one end of a load, to be run in a process of its own. On out it writes a line "ready"
 // when it listens; the end that measures (of Bulk the server, of Requests the client) writes "begin" when
-// the measured time begins, and at its end a line of JSON: a Measured.
+// the measured time begins, and at its end a line of JSON: a Measured. Of Many see the method many.
 type Traffic struct {
 	Load
 	Serve      bool   // listen at Addr, or else connect to it
 	Addr       string // host:port
 	WarmUp     time.Duration
 	Duration   time.Duration
+	Rounds     int // of Many, instead of the times
 	Congestion string
 }
 
@@ -47,7 +48,10 @@ const bulkBuffer = 128 << 10
 
 // Run is the load's end until the time is over or ctx ends. Every connection has a thread and blocks in
 // the kernel, as in a program without an event loop: what Go's poller costs is not part of the measurement.
-func (t Traffic) Run(ctx context.Context, out io.Writer) error {
+func (t Traffic) Run(ctx context.Context, in io.Reader, out io.Writer) error {
+	if t.Kind == Many {
+		return t.many(ctx, in, out)
+	}
 	runtime.GOMAXPROCS(t.Connections + 2)
 	debug.SetGCPercent(-1) // a few MiB in all
 	fds, err := t.open(ctx, out)
@@ -55,12 +59,7 @@ func (t Traffic) Run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	// A blocked thread ends when its connection does.
-	stop := context.AfterFunc(ctx, func() {
-		for _, fd := range fds {
-			_ = unix.Shutdown(fd, unix.SHUT_RDWR)
-		}
-	})
-	defer stop()
+	defer shutdownAfter(ctx, fds)()
 	switch {
 	case t.Kind == Bulk && t.Serve:
 		err = t.receive(ctx, out, fds)
@@ -77,6 +76,15 @@ func (t Traffic) Run(ctx context.Context, out io.Writer) error {
 	return errors.Join(err, ctx.Err())
 }
 
+// shutdownAfter ends the connections when ctx ends.
+func shutdownAfter(ctx context.Context, fds []int) (stop func() bool) {
+	return context.AfterFunc(ctx, func() {
+		for _, fd := range fds {
+			_ = unix.Shutdown(fd, unix.SHUT_RDWR) // fails only if it has ended
+		}
+	})
+}
+
 // open makes the connections and returns their blocking descriptors.
 func (t Traffic) open(ctx context.Context, out io.Writer) (fds []int, err error) {
 	defer func() {
@@ -88,7 +96,7 @@ func (t Traffic) open(ctx context.Context, out io.Writer) (fds []int, err error)
 	}()
 	var ln net.Listener
 	if t.Serve {
-		lc := net.ListenConfig{}
+		lc := net.ListenConfig{KeepAlive: -1}
 		lc.SetMultipathTCP(false)
 		if ln, err = lc.Listen(ctx, "tcp", t.Addr); err != nil {
 			return nil, err
@@ -100,7 +108,7 @@ func (t Traffic) open(ctx context.Context, out io.Writer) (fds []int, err error)
 			return nil, err
 		}
 	}
-	dialer := net.Dialer{Control: t.control}
+	dialer := net.Dialer{Control: t.control, KeepAlive: -1} // of very many connections it would be most of the traffic
 	dialer.SetMultipathTCP(false)
 	for range t.Connections {
 		var c net.Conn
