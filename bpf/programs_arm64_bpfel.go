@@ -120,6 +120,7 @@ const (
 	programsProgTcpSendReset        = "tcp_send_reset"
 	programsProgTcpTransmit         = "tcp_transmit"
 	programsProgXdpIngress          = "xdp_ingress"
+	programsVarCfgCa                = "cfg_ca"
 	programsVarCfgCgroup            = "cfg_cgroup"
 	programsVarCfgChangesOnly       = "cfg_changes_only"
 	programsVarCfgChecksum          = "cfg_checksum"
@@ -229,6 +230,7 @@ type programsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsVariableSpecs struct {
+	CfgCa            *ebpf.VariableSpec `ebpf:"cfg_ca"`
 	CfgCgroup        *ebpf.VariableSpec `ebpf:"cfg_cgroup"`
 	CfgChangesOnly   *ebpf.VariableSpec `ebpf:"cfg_changes_only"`
 	CfgChecksum      *ebpf.VariableSpec `ebpf:"cfg_checksum"`
@@ -302,6 +304,7 @@ func (m *programsMaps) Close() error {
 //
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsVariables struct {
+	CfgCa            *ebpf.Variable `ebpf:"cfg_ca"`
 	CfgCgroup        *ebpf.Variable `ebpf:"cfg_cgroup"`
 	CfgChangesOnly   *ebpf.Variable `ebpf:"cfg_changes_only"`
 	CfgChecksum      *ebpf.Variable `ebpf:"cfg_checksum"`

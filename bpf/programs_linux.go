@@ -171,6 +171,7 @@ func loadObject(cfg Config, set settings) (*object, error) {
 		programsVarCfgFilter:        cfg.Filter.flags(),
 		programsVarCfgSample:        uint32(cfg.Filter.Sample),
 		programsVarCfgCgroup:        cgroup,
+		programsVarCfgCa:            knownStates(cache),
 		programsVarCfgChangesOnly:   flag(cfg.Sockets.Samples == SamplesChanges),
 	} {
 		if err := spec.Variables[name].Set(v); err != nil {

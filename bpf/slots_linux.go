@@ -32,6 +32,10 @@ type slots struct {
 }
 
 func newSlots(m *ebpf.Map, flush *ebpf.Program, cpus int) (*slots, error) {
+	// Once now: what the library finds out at its first run takes rights that the process may give up soon.
+	if _, err := flush.Run(&ebpf.RunOptions{Flags: unix.BPF_F_TEST_RUN_ON_CPU}); err != nil {
+		return nil, explain("send the records of quiet CPUs", err, false)
+	}
 	stride := int(unsafe.Sizeof(programsSlot{})+7) &^ 7
 	mem, err := unix.Mmap(m.FD(), 0, stride*cpus*slotLevels, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {

@@ -6,8 +6,14 @@
 #include "filter.h"
 
 const volatile __u32 cfg_hz = 250;        /* CONFIG_HZ of the running kernel */
+const volatile __u8 cfg_ca = 3;           /* CA_CUBIC, CA_BBR: this kernel has its struct as event.go reads it */
 const volatile __u8 cfg_changes_only = 0; /* samples: changes */
 const volatile __u64 cfg_netns = 0;       /* only this namespace, 0: all */
+
+enum {
+	CA_CUBIC = 1,
+	CA_BBR   = 2,
+};
 
 /* Kept with every socket that a hook met, and freed with it. */
 struct sock_state {
@@ -343,12 +349,20 @@ static __always_inline void fill_sample(struct tcb_sample *r, struct tcp_sock *t
 	r->sk_wmem_queued = sk->sk_wmem_queued;
 	r->sk_mark = sk->sk_mark;
 
-	if (bpf_probe_read_kernel(r->ca_priv, sizeof(r->ca_priv), &icsk->icsk_ca_priv) == 0)
-		present |= TCB_HAS_CA_PRIV;
 	if (bpf_probe_read_kernel(r->ca_name, sizeof(r->ca_name), &icsk->icsk_ca_ops->name))
 		__builtin_memset(r->ca_name, 0, sizeof(r->ca_name));
+	if (bpf_probe_read_kernel(r->ca_priv, sizeof(r->ca_priv), &icsk->icsk_ca_priv))
+		__builtin_memset(r->ca_priv, 0, sizeof(r->ca_priv));
+	r->ca_more[0] = r->ca_more[1] = 0;
+	v = *(__u64 *)r->ca_name;
+	if (v == 0x6369627563 && cfg_ca & CA_CUBIC) { /* "cubic" */
+		present |= TCB_HAS_CA_PRIV;
+	} else if (v == 0x726262 && cfg_ca & CA_BBR) { /* "bbr" */
+		r->ca_more[0] = icsk->icsk_ca_priv[9] >> 32;
+		r->ca_more[1] = icsk->icsk_ca_priv[10];
+		present |= TCB_HAS_CA_PRIV | TCB_HAS_CA_MORE;
+	}
 	r->present = present;
-	r->pad[0] = r->pad[1] = 0;
 }
 
 /* What tcp_skb_cb says of an skb that TCP works on. */

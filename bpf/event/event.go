@@ -195,8 +195,9 @@ const (
 	HasRehash               // Rehash
 	HasTotalRTO             // TotalRTO, TotalRTORecoveries, TotalRTOTime
 	HasAccECN               // ReceivedCE … AccECNOptSeen
-	HasCAPriv               // CAPriv
+	HasCAPriv               // CAPriv, in the layout that Sample.CUBIC and Sample.BBR read
 	HasTCP                  // everything but State: a full socket was there
+	HasCAMore               // CAMore
 )
 
 // UnsetSsthresh is SndSsthresh before the first reduction (TCP_INFINITE_SSTHRESH).
@@ -282,16 +283,16 @@ type Sample struct {
 	CopiedSeq  uint32
 	WriteSeq   uint32
 	RcvWup     uint32
-	RcvBuf     uint32 // sk_rcvbuf, bytes
-	SndBuf     uint32 // sk_sndbuf, bytes
-	WmemQueued uint32 // sk_wmem_queued, bytes
-	Mark       uint32 // sk_mark
-	CAPriv     [16]uint32
-	CAName     [16]byte // congestion control, zero-padded
-	TriggerSeq uint32   // of the segment that the hook saw
+	RcvBuf     uint32     // sk_rcvbuf, bytes
+	SndBuf     uint32     // sk_sndbuf, bytes
+	WmemQueued uint32     // sk_wmem_queued, bytes
+	Mark       uint32     // sk_mark
+	CAPriv     [16]uint32 // first 64 bytes of icsk_ca_priv, raw: see CUBIC and BBR
+	CAName     [16]byte   // congestion control, zero-padded
+	TriggerSeq uint32     // of the segment that the hook saw
 	TriggerAck uint32
-	TriggerLen uint32 // its payload, bytes
-	_          [2]uint32
+	TriggerLen uint32    // its payload, bytes
+	CAMore     [2]uint32 // words 19 and 20 of icsk_ca_priv, for BBR
 }
 
 // HasProcess in Incident.Present says that PID to Comm and Cgroup are the connection's.

@@ -104,8 +104,9 @@ enum tcb_present {
 	TCB_HAS_REHASH     = 1 << 1, /* 6.2 (timeout_rehash: 5.7) */
 	TCB_HAS_TOTAL_RTO  = 1 << 2, /* 6.7 */
 	TCB_HAS_ACCECN     = 1 << 3, /* 6.18 */
-	TCB_HAS_CA_PRIV    = 1 << 4, /* ca_priv is filled (cubic, bbr) */
+	TCB_HAS_CA_PRIV    = 1 << 4, /* ca_priv is as event.go reads it (cubic, bbr) */
 	TCB_HAS_TCP        = 1 << 5, /* the tcp_sock fields are filled (not a minisock) */
+	TCB_HAS_CA_MORE    = 1 << 6, /* ca_more is filled (bbr) */
 };
 
 /*
@@ -194,12 +195,12 @@ struct tcb_sample {
 	__u32 sk_sndbuf;
 	__u32 sk_wmem_queued;
 	__u32 sk_mark;
-	__u32 ca_priv[16];       /* first 64 bytes of icsk_ca_priv, raw: event.go reads CUBIC and BBR */
+	__u32 ca_priv[16];       /* first 64 bytes of icsk_ca_priv, raw: event/congestion.go reads CUBIC and BBR */
 	__u8  ca_name[16];       /* tcp_congestion_ops.name, zero-padded */
 	__u32 trigger_seq;       /* of the segment that the hook saw */
 	__u32 trigger_ack;
 	__u32 trigger_len;       /* its payload, bytes */
-	__u32 pad[2];
+	__u32 ca_more[2];        /* bbr: words 19 (gains) and 20 (prior_cwnd) of icsk_ca_priv */
 };
 
 /*
