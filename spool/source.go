@@ -207,7 +207,8 @@ func openPlain(si *SegmentInfo, short error, trust bool) (*plainLog, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &plainLog{spans: make(map[ID]span, si.Blocks), missing: errMissing, short: short, trust: trust}
+	// The sidecar only hints at how many there are.
+	l := &plainLog{spans: make(map[ID]span, min(si.Blocks, uint64(len(wal)/walOverhead))), missing: errMissing, short: short, trust: trust}
 	for off := logHeader; off < len(wal); {
 		e := parseEntry(wal[off:])
 		if !e.whole() {

@@ -118,6 +118,14 @@ func FuzzDirectory(f *testing.F) {
 		}
 		require.NoError(t, infoErr)
 		require.Len(t, entries, info.Connections-1)
+		size, err := HeadSize(p[:fixedSize])
+		require.NoError(t, err)
+		require.Equal(t, info.Head, size)
+		alone, err := d.Directory(nil, p[:size])
+		require.NoError(t, err)
+		require.Equal(t, entries, alone)
+		_, err = d.Decode(nil, p[:size])
+		require.ErrorIs(t, err, ErrCorrupt, "a head is not a block")
 		for _, e := range entries {
 			ok, err := MayHold(p, Tuple{e.Local, e.Peer})
 			require.NoError(t, err)
