@@ -438,33 +438,41 @@ func (n *Namespace) Quiet(ctx context.Context) error {
 // settle returns when the packets that are under way have arrived, and what they gave rise to. A socket that is
 // closed does not say that: a segment that was sent twice, or an answer to it, may still lie in the receive queue of
 // a CPU that is busy with other things.
-func (n *Namespace) settle(ctx context.Context) error {
-	if err := n.lab.R.drained(ctx); err != nil {
-		return err
+func (n *Namespace) settle(ctx context.Context) (err error) {
+	if n.lab.R != nil {
+		if err := n.lab.R.drained(ctx); err != nil {
+			return err
+		}
 	}
+	// The thread is given back as it was. Did it end instead, the processes that were started from it
+	// would be killed (see Command).
+	runtime.LockOSThread()
 	var cpus unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
+		runtime.UnlockOSThread()
 		return fmt.Errorf("CPUs of this thread: %w", err)
 	}
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread's affinity ends with it
-		done <- n.Do(func() error {
-			// A segment goes to the router, from there to the other end, and the answer back.
-			for range 4 {
-				for cpu := range len(cpus) * bits.UintSize {
-					if !cpus.IsSet(cpu) {
-						continue
-					}
-					if err := passQueue(ctx, cpu); err != nil {
-						return fmt.Errorf("receive queue of CPU %d: %w", cpu, err)
-					}
+	defer func() {
+		if back := unix.SchedSetaffinity(0, &cpus); back != nil {
+			err = errors.Join(err, fmt.Errorf("CPUs of this thread: %w", back)) // stays locked: unfit for others
+			return
+		}
+		runtime.UnlockOSThread()
+	}()
+	return n.Do(func() error {
+		// A segment goes to the router, from there to the other end, and the answer back.
+		for range 4 {
+			for cpu := range len(cpus) * bits.UintSize {
+				if !cpus.IsSet(cpu) {
+					continue
+				}
+				if err := passQueue(ctx, cpu); err != nil {
+					return fmt.Errorf("receive queue of CPU %d: %w", cpu, err)
 				}
 			}
-			return nil
-		})
-	}()
-	return <-done
+		}
+		return nil
+	})
 }
 
 // passQueue sends a datagram over lo and receives it, with the thread on the CPU: as a veth does, lo puts what it
