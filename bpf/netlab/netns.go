@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -103,9 +104,24 @@ func (n *Namespace) Do(f func() error) (err error) {
 	return f()
 }
 
+// starter is a thread that lives as long as this process. Pdeathsig means the end of the thread that started a
+// process, and threads end with goroutines that leave them locked, as those that are pinned to a CPU do.
+var starter = sync.OnceValue(func() chan<- func() {
+	work := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for f := range work {
+			f()
+		}
+	}()
+	return work
+})
+
 // Start starts cmd inside the namespace. All its threads and children belong to it.
 func (n *Namespace) Start(cmd *exec.Cmd) error {
-	return n.Do(cmd.Start)
+	started := make(chan error, 1)
+	starter() <- func() { started <- n.Do(cmd.Start) }
+	return <-started
 }
 
 // Run runs cmd inside the namespace and waits for it.
