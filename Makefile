@@ -25,10 +25,16 @@ OTELCOL   := _build/otelcol/otelcol-tcbee
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-kernel bench generate lint fmt otelcol otelcol-test cover fuzz clean
+.PHONY: help download build demo test test-race test-kernel bench generate lint fmt otelcol otelcol-test cover fuzz clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+download: ## fetch all modules that the other targets use
+	@for os in linux darwin windows; do GOOS=$$os $(GO) list -deps -test ./... >/dev/null || exit; done
+	$(GO) list -modfile=$(TOOLS) -deps tool >/dev/null
+	@mkdir -p _build
+	$(GO) run $(BUILDER) --config=otelcol-builder.yaml --skip-compilation
 
 build: ## build bin/tcbee-export
 	@mkdir -p $(dir $(BIN))
