@@ -66,7 +66,7 @@ func TestLoadOnAllCPUs(t *testing.T) {
 	require.Equal(t, in.TCP, a.Total[event.HookTCIngress].Seen)
 	require.Equal(t, out.TCP, a.Total[event.HookTCEgress].Seen)
 	require.EqualValues(t, snmp["TcpInSegs"], a.Total[event.HookTCIngress].Seen)
-	fired.told(t, a)
+	fired.told(t, r, a)
 	// What tcp_probe did not see was merged in the backlog or is outside of ESTABLISHED.
 	outside := snmp["TcpInSegs"] - snmp["TcpExtTCPBacklogCoalesce"] - int64(r.stored[event.HookTCPProbe])
 	require.GreaterOrEqual(t, outside, int64(0))

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
 
 	"github.com/tcbee/tcbee-export/bpf/event"
 	"github.com/tcbee/tcbee-export/bpf/netlab"
@@ -160,6 +161,64 @@ func TestSamplesWithoutInterfaces(t *testing.T) {
 			out := uint64(after.Sub(before)["TcpOutSegs"])
 			require.LessOrEqual(t, sent, out)
 			require.GreaterOrEqual(t, sent+a.Total[event.HookTransmit].Missed, out)
+		})
+	}
+}
+
+// A packet that leaves by one device over another (here a VLAN) is met at both. With fentry its socket is sampled once, else at
+// each of them.
+func TestSamplesOverStackedDevices(t *testing.T) {
+	for way, each := range map[Transmit]int{TransmitFentry: 1, TransmitEgress: 2} {
+		t.Run(string(way), func(t *testing.T) {
+			requireTransmit(t, way)
+			l := lab(t, netlab.Options{})
+			vlan := func(n *netlab.Namespace, parent, ip string) error {
+				return n.Do(func() error {
+					dev, err := netlink.LinkByName(parent)
+					if err != nil {
+						return err
+					}
+					top := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: "vlan7", ParentIndex: dev.Attrs().Index}, VlanId: 7,
+						VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}
+					if err := netlink.LinkAdd(top); err != nil {
+						return err
+					}
+					a, err := netlink.ParseAddr(ip)
+					if err != nil {
+						return err
+					}
+					if err := netlink.AddrAdd(top, a); err != nil {
+						return err
+					}
+					return netlink.LinkSetUp(top)
+				})
+			}
+			if err := vlan(l.A, l.A.Interface, "10.9.0.1/24"); err != nil {
+				t.Skipf("no VLAN devices on this kernel: %v", err)
+			}
+			require.NoError(t, vlan(l.R, "toa", "10.9.0.2/24"))
+			cfg := in(l.A)
+			cfg.Sockets.Transmit = way
+			r, a := during(t, cfg, func(*Capture) { exchangeOver(t, l.A, l.R, "10.9.0.2") })
+			r.identity(t, a)
+			whole(t, r, a)
+			devices, samples := map[uint32]int{}, 0
+			for h := range event.All(r.raw) {
+				if h.PeerAddr().Addr().String() != "10.9.0.2" {
+					continue
+				}
+				switch h.Hook {
+				case event.HookTCEgress:
+					devices[h.Segment().Ifindex]++
+				case event.HookTransmit:
+					samples++
+				}
+			}
+			require.Len(t, devices, 2)
+			for _, n := range devices {
+				require.LessOrEqual(t, samples, each*n)
+				require.GreaterOrEqual(t, samples+int(a.Total[event.HookTransmit].Missed), each*n)
+			}
 		})
 	}
 }

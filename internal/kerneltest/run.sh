@@ -19,7 +19,7 @@ run=${KERNELTEST_RUN:-.}
 command=${KERNELTEST_COMMAND:-true}
 # Timing inside is that of an emulator: what needs speed is no test of a kernel.
 timeout=${KERNELTEST_TIMEOUT:-900}
-modules='veth tun dummy 8021q sch_tbf sch_ingress cls_bpf act_mirred tcp_bbr inet_diag tcp_diag af_packet wireguard virtio_pci'
+modules='veth tun ipip dummy 8021q sch_tbf sch_ingress cls_bpf act_mirred tcp_bbr inet_diag tcp_diag af_packet wireguard virtio_pci'
 kernels=("$@")
 [ ${#kernels[@]} -gt 0 ] || kernels=(6.1 6.1-rt 6.12 newest)
 
