@@ -168,7 +168,7 @@ func (a *app) capture(ctx context.Context, c *captureFlags, metrics bool) (err e
 	// The end of the time or a signal stops the source; what it has gathered is still worked off.
 	detach := context.AfterFunc(ctx, capture.Stop)
 	defer detach()
-	if err := writeReady(c.ready); err != nil {
+	if err := errors.Join(writeReady(c.ready), a.notifyReady()); err != nil {
 		return err
 	}
 	defer a.dropRights(ctx, capture, cfg.Spool.Dir)()
