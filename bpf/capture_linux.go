@@ -56,6 +56,8 @@ type Capture struct {
 
 	inventory inventory
 
+	backlog func(behind bool) // see OnBacklog
+
 	mu      sync.Mutex // guards what follows
 	side    []byte     // records of other goroutines, for the next batch
 	anchors *anchors
@@ -75,6 +77,7 @@ type Capture struct {
 	round     uint64 // time of the last round
 	accounted uint64
 	busy      bool // batches came since the last Tick
+	behind    bool // the ring fills up
 	done      bool
 	account   [][event.Hooks]event.Counters // as recorded last
 	poll      []unix.PollFd
@@ -326,6 +329,7 @@ func (c *Capture) Next(ctx context.Context) ([]byte, error) {
 		}
 		if raw := c.ring.next(); raw != nil {
 			c.busy = true
+			c.lookBehind()
 			if err := c.take(raw); err != nil {
 				return nil, err
 			}
@@ -375,6 +379,7 @@ func (c *Capture) take(raw []byte) error {
 // looked at, and the next Tick is prepared.
 func (c *Capture) turn(now uint64) error {
 	c.round = now
+	c.lookBehind()
 	// A full ring would lose what a slot can still hold: then nothing is flushed.
 	until := now - uint64(c.cfg.FlushAge)/2
 	if c.ring.used() > c.ring.mask/4*3 {
@@ -402,6 +407,19 @@ func (c *Capture) turn(now uint64) error {
 		c.next = c.appendAccounting(c.next, now, false)
 	}
 	return nil
+}
+
+// OnBacklog has f called, by Next, when the reader falls behind the kernel and the ring is a quarter full, and
+// when it has caught up. It must be called before the first Next.
+func (c *Capture) OnBacklog(f func(behind bool)) { c.backlog = f }
+
+func (c *Capture) lookBehind() {
+	used, size := c.ring.used(), c.ring.mask+1
+	behind := used > size/4 || c.behind && used > size/16
+	if behind != c.behind && c.backlog != nil {
+		c.backlog(behind)
+	}
+	c.behind = behind
 }
 
 // tick ends a round.

@@ -22,6 +22,9 @@ func OpenEmpty(Config, *slog.Logger) (io.Closer, error) { return nil, ErrUnsuppo
 // Next returns io.EOF on this system.
 func (*Capture) Next(context.Context) ([]byte, error) { return nil, io.EOF }
 
+// OnBacklog does nothing on this system.
+func (*Capture) OnBacklog(func(behind bool)) {}
+
 // Stop does nothing on this system.
 func (*Capture) Stop() {}
 

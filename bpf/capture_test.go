@@ -282,6 +282,32 @@ func stop(raw []byte) string {
 	return "stop"
 }
 
+func TestBacklogIsTold(t *testing.T) {
+	requireBPF(t)
+	cfg := benchConfig()
+	cfg.RingBytes = 1 << 20
+	c, err := Open(t.Context(), cfg, quiet())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, c.Close()) }()
+	var told []bool
+	c.OnBacklog(func(behind bool) { told = append(told, behind) })
+	g, err := NewGenerator(c, 16)
+	require.NoError(t, err)
+	defer g.Close()
+	for range 2 {
+		for deadline := time.Now().Add(30 * time.Second); c.ring.used() <= uint64(cfg.RingBytes)/4; {
+			require.True(t, time.Now().Before(deadline), "the ring does not fill up")
+			_, err := g.cost(1000) // nobody reads meanwhile
+			require.NoError(t, err)
+		}
+		for before := len(told); len(told) < before+2; {
+			_, err := c.Next(t.Context())
+			require.NoError(t, err)
+		}
+	}
+	require.Equal(t, []bool{true, false, true, false}, told)
+}
+
 func TestFullRingLosesNothingSilently(t *testing.T) {
 	requireBPF(t)
 	cfg := benchConfig()

@@ -151,13 +151,12 @@ func (a *app) capture(ctx context.Context, c *captureFlags, metrics bool) (err e
 	}
 	defer func() { err = errors.Join(err, spoolError(cfg.Spool.Dir, w.Close())) }()
 
-	if err := workInBatches(); err != nil {
-		a.log.Warn("the recorder may interrupt other programs", "error", err)
-	}
+	sched := newSchedule(a.log)
 	capture, err := bpf.Open(ctx, cfg.Capture, a.log)
 	if err != nil {
 		return captureError(err)
 	}
+	capture.OnBacklog(sched.hurry)
 	defer func() { err = errors.Join(err, withCode(codeKernel, capture.Close())) }()
 
 	if c.duration > 0 {

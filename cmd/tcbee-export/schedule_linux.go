@@ -4,17 +4,63 @@ package main
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 )
 
-// workInBatches makes the scheduler treat the process as what it is: work that can wait for the
-// milliseconds until a CPU is free, because the ring holds seconds of events. Then the recorder never
-// interrupts the programs that it watches when it wakes up (SCHED_BATCH, sched(7)), and still
-// has its fair share of the CPUs. Threads of the Go runtime that start later inherit it.
-func workInBatches() error {
+// urgentNice is the niceness of a recorder that falls behind: among a hundred busy threads it has a fifth of
+// a CPU, where its fair share would be a hundredth.
+const urgentNice = -15
+
+// schedule is how the process asks for the CPUs. It works in batches (SCHED_BATCH, sched(7)): the ring
+// holds seconds of events, so they can wait until a CPU is free, and the recorder never interrupts the programs
+// that it watches by waking up. Where so many want the CPUs that the ring fills up all the same, it
+// takes precedence until it has caught up. Threads of the Go runtime that start later inherit both.
+type schedule struct {
+	log  *slog.Logger
+	nice int // as the process began
+}
+
+// newSchedule has the process work in batches, and sees to it that it may take precedence later, without
+// the right to.
+func newSchedule(log *slog.Logger) *schedule {
+	s := &schedule{log: log}
+	if attr, err := unix.SchedGetAttr(0, 0); err == nil {
+		s.nice = int(attr.Nice)
+	}
+	if err := eachThread(batch); err != nil {
+		log.Warn("the recorder may interrupt other programs", "error", err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NICE, &limit); err == nil && limit.Cur < 20-urgentNice {
+		limit.Cur, limit.Max = 20-urgentNice, max(limit.Max, 20-urgentNice)
+		_ = unix.Setrlimit(unix.RLIMIT_NICE, &limit) // told by hurry, if it matters
+	}
+	return s
+}
+
+// hurry is for Capture.OnBacklog.
+func (s *schedule) hurry(behind bool) {
+	nice := s.nice
+	if behind {
+		nice = min(nice, urgentNice)
+	}
+	err := eachThread(func(thread int) error { return unix.Setpriority(unix.PRIO_PROCESS, thread, nice) })
+	switch {
+	case err != nil && behind:
+		s.log.Warn("the recorder falls behind and may not take precedence (CAP_SYS_NICE, or LimitNICE= of a systemd unit)", "error", err)
+	case behind:
+		s.log.Debug("the recorder falls behind and takes precedence", "nice", nice)
+	default:
+		s.log.Debug("the recorder has caught up", "nice", nice)
+	}
+}
+
+// eachThread calls f for all threads of the process, those too that start meanwhile.
+func eachThread(f func(thread int) error) error {
 	done := map[int]bool{}
 	for again := true; again; { // a thread that was not reached yet may have started another one
 		again = false
@@ -28,7 +74,7 @@ func workInBatches() error {
 				continue
 			}
 			done[id], again = true, true
-			if err := batch(id); err != nil && !errors.Is(err, unix.ESRCH) {
+			if err := f(id); err != nil && !errors.Is(err, unix.ESRCH) {
 				return err
 			}
 		}

@@ -4,5 +4,11 @@
 
 package main
 
-// workInBatches does nothing on this system, which has no capture.
-func workInBatches() error { return nil }
+import "log/slog"
+
+// schedule is nothing on this system, which has no capture.
+type schedule struct{}
+
+func newSchedule(*slog.Logger) *schedule { return nil }
+
+func (*schedule) hurry(bool) {}
