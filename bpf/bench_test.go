@@ -55,6 +55,7 @@ func benchConfig() Config {
 	cfg.Interfaces = []string{"none-*"}
 	cfg.Events.Enabled = false
 	cfg.Sockets.Enabled = false
+	cfg.Inventory = false
 	return cfg
 }
 
