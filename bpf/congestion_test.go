@@ -118,17 +118,17 @@ func TestCUBICState(t *testing.T) {
 		require.GreaterOrEqual(t, c.DelayMin, s.MinRTT)
 		_, ok = s.BBR()
 		require.False(t, ok)
-		if c.LastMaxCwnd == 0 && attempt < 3 {
-			continue // a timeout on a slow machine: it forgets everything
-		}
-		require.NotZero(t, c.LastMaxCwnd)
 		// bictcp_recalc_ssthresh: a loss multiplies the window by 717/1024. One that comes before the last window was
 		// reached again leaves 1741/2048 of it to be remembered.
 		window := c.LastMaxCwnd
 		if window*717/1024 != s.SndSsthresh {
 			window = (window*2048 + 1740) / 1741
 		}
-		require.InDelta(t, window*717/1024, s.SndSsthresh, 1, "%+v", c)
+		if want := window * 717 / 1024; window == 0 || max(want, s.SndSsthresh)-min(want, s.SndSsthresh) > 1 {
+			// A timeout forgets all, an undo brings the threshold back: slow machines have both.
+			require.Less(t, attempt, 5, "threshold %d does not fit %+v", s.SndSsthresh, c)
+			continue
+		}
 		return
 	}
 }

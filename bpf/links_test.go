@@ -13,6 +13,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,6 +24,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/tcbee/tcbee-export/bpf/event"
@@ -62,10 +65,7 @@ func TestInterfacesComeAndGo(t *testing.T) {
 	l := lab(t, netlab.Options{})
 	cfg := in(l.R)
 	cfg.Interfaces = []string{"!skip*"}
-	rounds := 20
-	if !testing.Short() {
-		rounds = 100
-	}
+	const rounds = 20
 	var files int
 	r, _ := during(t, cfg, func(c *Capture) {
 		require.NoError(t, l.R.Do(func() error {
@@ -96,6 +96,84 @@ func TestInterfacesComeAndGo(t *testing.T) {
 		}
 	}
 	require.Equal(t, rounds+3, links) // and lo, toa, tob
+}
+
+// kernelObjects counts what this process holds of the kernel's BPF objects, by kind.
+func kernelObjects(t *testing.T) map[string]int {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	count := map[string]int{}
+	for _, fd := range fds {
+		to, _ := os.Readlink("/proc/self/fd/" + fd.Name())
+		if kind, ok := strings.CutPrefix(to, "anon_inode:bpf"); ok {
+			count[kind]++
+		}
+	}
+	return count
+}
+
+// deleteGroup removes all interfaces of a group of the current namespace at once.
+func deleteGroup(group uint32) error {
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// After a thousand interfaces came and went, a batch at a time, nothing is left of them.
+func TestThousandInterfacesLeaveNothing(t *testing.T) {
+	batches, pairs := 10, 50
+	if testing.Short() {
+		batches = 2
+	}
+	const group = 7
+	throughEither(t, func(t *testing.T, classic bool) {
+		l := lab(t, netlab.Options{})
+		cfg := in(l.R)
+		cfg.noTCX = classic
+		r, _ := during(t, cfg, func(c *Capture) {
+			<-c.inventory.done
+			attached := func() int {
+				c.ifaces.mu.Lock()
+				defer c.ifaces.mu.Unlock()
+				return len(c.ifaces.attached)
+			}
+			base := attached()
+			var objects map[string]int
+			var routines int
+			for batch := range batches {
+				require.NoError(t, l.R.Do(func() error {
+					for n := range pairs {
+						name := fmt.Sprintf("many%d.%d", batch, n)
+						veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, Group: group}, PeerName: name + "p"}
+						if err := netlink.LinkAdd(veth); err != nil {
+							return err
+						}
+					}
+					return nil
+				}))
+				require.Eventually(t, func() bool { return attached() == base+2*pairs }, time.Minute, 5*time.Millisecond)
+				require.NoError(t, l.R.Do(func() error { return deleteGroup(group) }))
+				require.Eventually(t, func() bool { return attached() == base }, time.Minute, 5*time.Millisecond)
+				if batch == 0 {
+					objects, routines = kernelObjects(t), runtime.NumGoroutine()
+				}
+			}
+			require.Equal(t, objects, kernelObjects(t), "programs, maps and links of this process")
+			for end := time.Now().Add(time.Minute); runtime.NumGoroutine() > routines && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			}
+			require.LessOrEqual(t, runtime.NumGoroutine(), routines, "goroutines")
+		})
+		links := 0
+		for h := range event.All(r.raw) {
+			if h.Kind == event.KindLink {
+				links++
+			}
+		}
+		require.Equal(t, 3+2*pairs*batches, links) // lo, toa, tob too
+	})
 }
 
 // counting returns a tc program that counts its runs in a map and goes on to the next.
