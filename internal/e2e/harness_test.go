@@ -310,11 +310,17 @@ func (m metrics) total(t *testing.T, name string) (sum float64) {
 	return sum
 }
 
+// sight is what sock_diag showed of a socket between two times: asked and Mono.
+type sight struct {
+	netlab.Socket
+	asked uint64 // CLOCK_MONOTONIC, ns
+}
+
 // sampler reads TCP_INFO of a socket through sock_diag, as ss(8) does, again and again.
 type sampler struct {
 	stopped context.CancelFunc
 	done    chan struct{}
-	samples []netlab.Socket
+	samples []sight
 	err     error
 }
 
@@ -326,6 +332,7 @@ func sample(ctx context.Context, n *netlab.Namespace, cookie uint64) *sampler {
 		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
 		for ctx.Err() == nil {
+			asked := netlab.Mono()
 			socks, err := n.Sockets(0)
 			if err != nil {
 				s.err = err
@@ -333,7 +340,7 @@ func sample(ctx context.Context, n *netlab.Namespace, cookie uint64) *sampler {
 			}
 			for _, sock := range socks {
 				if sock.Cookie == cookie && sock.Info.Len > 0 {
-					s.samples = append(s.samples, sock)
+					s.samples = append(s.samples, sight{sock, asked})
 				}
 			}
 			select {
@@ -345,7 +352,7 @@ func sample(ctx context.Context, n *netlab.Namespace, cookie uint64) *sampler {
 	return s
 }
 
-func (s *sampler) stop(t *testing.T) []netlab.Socket {
+func (s *sampler) stop(t *testing.T) []sight {
 	t.Helper()
 	s.stopped()
 	<-s.done
