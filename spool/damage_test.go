@@ -299,19 +299,47 @@ func TestWhatIsNoSpool(t *testing.T) {
 }
 
 func TestUnreadable(t *testing.T) {
-	if os.Geteuid() == 0 {
-		t.Skip("root may read everything")
-	}
 	cfg := testConfig(t.TempDir())
+	require.NoError(t, os.Chmod(filepath.Dir(cfg.Dir), 0o755))
 	threeSegments(t, cfg)
 	require.NoError(t, os.Chmod(cfg.Dir, 0))
 	defer func() { _ = os.Chmod(cfg.Dir, 0o700) }()
-	_, err := Open(t.Context(), cfg.Dir, ReadOptions{})
-	require.ErrorIs(t, err, fs.ErrPermission)
-	require.NotEmpty(t, hintOf(err))
-	_, err = Create(t.Context(), cfg, Meta{}, nil)
-	require.ErrorIs(t, err, fs.ErrPermission)
-	require.NotEmpty(t, hintOf(err))
+	var read, write error
+	asNobody(t, func() {
+		_, read = Open(t.Context(), cfg.Dir, ReadOptions{})
+		_, write = Create(t.Context(), cfg, Meta{}, nil)
+	})
+	for _, err := range []error{read, write} {
+		require.ErrorIs(t, err, fs.ErrPermission)
+		require.NotEmpty(t, hintOf(err))
+	}
+}
+
+// TestReadableOnly reads the spool of somebody else: what is closed. What is not cannot be recovered, and that is told.
+func TestReadableOnly(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	require.NoError(t, os.Chmod(filepath.Dir(cfg.Dir), 0o755))
+	threeSegments(t, cfg)
+	require.NoError(t, os.Remove(filepath.Join(segmentDir(cfg.Dir, 3), sidecarName)))
+	require.NoError(t, filepath.WalkDir(cfg.Dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if e.IsDir() {
+			return os.Chmod(path, 0o555)
+		}
+		return os.Chmod(path, 0o444)
+	}))
+	defer func() { // else the test's directory could not be removed
+		_ = filepath.WalkDir(cfg.Dir, func(path string, _ fs.DirEntry, _ error) error { return os.Chmod(path, 0o700) })
+	}()
+	var got []ID
+	var damage []*DamageError
+	asNobody(t, func() { got, damage = drain(t, open(t, cfg.Dir)) })
+	require.Equal(t, ids(1, 20), got)
+	require.Len(t, damage, 1)
+	require.ErrorIs(t, damage[0], ErrUnclosed)
+	require.Contains(t, hintOf(damage[0]), "as its owner")
 }
 
 // TestTornTailIsTakenOut damages the last blocks of a segment that was not closed, as the loss of power does: they are taken out and

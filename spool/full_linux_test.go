@@ -305,3 +305,74 @@ func TestRecorderThatDoesNotAnswer(t *testing.T) {
 	require.ErrorContains(t, r.Notices()[0], "did not end its segment")
 	end(true)
 }
+
+// TestWhatSurvivesTheLossOfPower records on an ext4 that ends all writing by an error of its own, as the loss of power does. What each mode of synchronisation
+// promises must be on the device. Meanwhile the recorder, which statfs does not tell of it, lives, and acknowledges blocks no longer than the next
+// synchronisation.
+func TestWhatSurvivesTheLossOfPower(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	mount := func(t *testing.T, image string) (dir string) {
+		dir = t.TempDir()
+		if out, err := exec.Command("mount", "-o", "loop,errors=remount-ro", image, dir).CombinedOutput(); err != nil {
+			t.Skipf("mount: %v: %s", err, out)
+		}
+		t.Cleanup(func() { _ = exec.Command("umount", "-l", dir).Run() })
+		return dir
+	}
+	tests := map[SyncMode]struct {
+		set    func(*Config)
+		settle func(w *Writer) bool // what was appended so far is safe
+	}{
+		SyncBlock:    {func(*Config) {}, func(*Writer) bool { return true }},
+		SyncInterval: {func(c *Config) { c.SyncInterval = 20 * time.Millisecond }, func(w *Writer) bool { return w.Stats().Syncs > 0 && !w.cur.dirty.Load() && w.Sync() == nil }},
+		SyncOff:      {func(*Config) {}, func(w *Writer) bool { return w.Rotate(context.Background()) == nil }},
+	}
+	for mode, tt := range tests {
+		t.Run(string(mode), func(t *testing.T) {
+			image := filepath.Join(t.TempDir(), "image")
+			require.NoError(t, os.WriteFile(image, nil, 0o600))
+			require.NoError(t, os.Truncate(image, 96<<20))
+			if out, err := exec.Command("mkfs.ext4", "-q", image).CombinedOutput(); err != nil {
+				t.Skipf("mkfs.ext4: %v: %s", err, out)
+			}
+			mnt := mount(t, image)
+			dev, err := exec.Command("findmnt", "-no", "SOURCE", mnt).Output()
+			require.NoError(t, err)
+			cfg := testConfig(filepath.Join(mnt, "spool"))
+			cfg.Sync, cfg.SegmentBytes = mode, 4<<20
+			tt.set(&cfg)
+			w := create(t, cfg)
+			fill(t, w, 50, 100_000)
+			require.Eventually(t, func() bool { return tt.settle(w) }, time.Minute, time.Millisecond)
+
+			require.NoError(t, os.WriteFile(fmt.Sprintf("/sys/fs/ext4/%s/trigger_fs_error", filepath.Base(strings.TrimSpace(string(dev)))), []byte("1"), 0))
+			refused := 0 // one after the other; a segment that was being prepared may take some more between
+			require.Eventually(t, func() bool {
+				id, err := w.Append(testBlock(uint64(w.Stats().Last)+1, 100_000))
+				switch {
+				case err == nil || id != 0:
+					refused = 0
+				case !errors.Is(err, ErrReadOnly) || hintOf(err) == "":
+					t.Errorf("refused by %q", err)
+				default:
+					refused++
+				}
+				return refused > 50
+			}, time.Minute, time.Millisecond)
+			require.Error(t, w.Close())
+
+			after := filepath.Join(t.TempDir(), "image") // the other one is in use as long as this process has files on it open
+			b, err := os.ReadFile(image)
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(after, b, 0o600))
+			_ = exec.Command("fsck.ext4", "-fy", after).Run() // its exit status says that it has mended something
+			got, damage := drain(t, open(t, filepath.Join(mount(t, after), "spool")))
+			require.Empty(t, damage)
+			require.Equal(t, ids(1, ID(len(got))), got)
+			require.GreaterOrEqual(t, len(got), 50)
+			t.Logf("%d blocks survived", len(got))
+		})
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	badger "github.com/dgraph-io/badger/v4"
@@ -19,8 +20,7 @@ import (
 
 // recoverSegment closes a segment that its recorder did not close, and returns what is in it. The lock must be held. Every
 // block that was acknowledged is kept, unless the loss of power took it: torn blocks at the end are taken out and counted.
-// It can be interrupted anywhere and done again. A segment that was only prepared is removed if it really holds nothing; its
-// state is StatePrepared then.
+// It can be interrupted anywhere and done again. A segment that really holds nothing is removed; its state is StatePrepared then.
 //
 // Badger could do this when it opens the database for writing. But it cuts the value log at the first entry that it cannot read, so that one
 // flipped bit would cost all blocks behind it; and it needs space on a file system that may be full, see badger.go.
@@ -35,7 +35,9 @@ func recoverSegment(path string, number uint64, key []byte, log *slog.Logger) (S
 	}
 	wal, err := cutWAL(filepath.Join(path, walName))
 	unused := len(wal.ends) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist))
-	if unused && si.State == StatePrepared {
+	if unused && (si.State == StatePrepared || empty(path)) {
+		// The loss of power can have taken all of a segment but its name.
+		si.State = StatePrepared
 		return si, writeAccess(os.RemoveAll(path))
 	}
 	if err != nil {
@@ -76,6 +78,32 @@ func recoverSegment(path string, number uint64, key []byte, log *slog.Logger) (S
 	log.Info("spool: recovered a segment that its recorder had not closed",
 		"segment", number, "blocks", si.Blocks, "torn", si.LostTail)
 	return si, nil
+}
+
+// empty tells whether the segment holds nothing but files of its own, and no block in its value log.
+func empty(path string) bool {
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return false
+	}
+	for _, e := range entries {
+		switch name := e.Name(); {
+		case isVlog(name):
+			f, err := os.Open(filepath.Join(path, name))
+			if err != nil {
+				return false
+			}
+			end, _, err := dataEnd(f)
+			_ = f.Close()
+			if err != nil || end > logHeader {
+				return false
+			}
+		case isBadgerFile(name), name == "LOCK", name == "DISCARD", name == sidecarName, strings.HasPrefix(name, ".tmp-"):
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 // writeAccess explains why a segment cannot be recovered by this process.

@@ -53,8 +53,10 @@ type segment struct {
 	dirty           atomic.Bool  // appended to since the last synchronisation
 	fresh           atomic.Bool  // its directory and sidecar were never synchronised
 	broken          error        // Badger refused a write: not to be written again
+	syncing         sync.Mutex   // held while it is synchronised; taken before using
 	using           sync.RWMutex // held by others than Append while they use the database or its files
 	shut            bool         // both are closed, or being closed; guarded by using
+	shutErr         error        // of the device, while they were closed; guarded by syncing
 	done            chan struct{}
 	closeErr        error // valid after done
 }
@@ -219,16 +221,20 @@ func (s *segment) append(id ID, b []byte, now time.Time) error {
 	return nil
 }
 
-// sync forces what was appended to the device: first the values, then what points to them. It does nothing to a segment that is
-// being closed, which synchronises as well.
-func (s *segment) sync() error {
+// sync forces what was appended to the device: first the values, then what points to them. It does nothing if all is there already, and waits
+// for a segment that is being closed, which synchronises as well. It tells whether there was something to do.
+func (s *segment) sync() (did bool, err error) {
+	s.syncing.Lock() // whoever comes meanwhile waits for what is under way
+	defer s.syncing.Unlock()
 	s.using.RLock()
 	defer s.using.RUnlock()
 	if s.shut {
-		return nil
+		return false, s.shutErr
 	}
-	s.dirty.Store(false)
-	err := errors.Join(dataSync(s.vlog), dataSync(s.wal))
+	if !s.dirty.Swap(false) {
+		return false, nil
+	}
+	err = errors.Join(dataSync(s.vlog), dataSync(s.wal))
 	if err == nil && s.fresh.Swap(false) {
 		err = errors.Join(syncFile(filepath.Join(s.info.Dir, sidecarName)), syncDir(s.info.Dir), syncDir(filepath.Dir(s.info.Dir)))
 		if err != nil {
@@ -238,15 +244,21 @@ func (s *segment) sync() error {
 	if err != nil {
 		s.dirty.Store(true)
 	}
-	return err
+	return true, err
 }
 
 // close ends the writing for ever. It takes no space; finishSegment, which must follow, takes a little for the sidecar.
 func (s *segment) close() error {
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
 	s.using.Lock()
 	s.shut = true
 	s.using.Unlock()
 	err := errors.Join(closeBadger(s.db), s.vlog.Close(), s.wal.Close())
+	if s.fresh.Swap(false) {
+		err = errors.Join(err, syncDir(s.info.Dir), syncDir(filepath.Dir(s.info.Dir)))
+	}
+	s.shutErr = err
 	if err == nil {
 		_, err = cutWAL(filepath.Join(s.info.Dir, walName))
 	}

@@ -303,8 +303,9 @@ func (w *Writer) abandon() {
 func (w *Writer) now() time.Time { return time.Now().UTC() }
 
 // Append stores the block behind all others and returns its ID. It copies b. When it returns without an error, the block survives
-// the death of the process, and in mode SyncBlock the loss of power. On error the block was not stored; after
-// ErrFull and ErrGone, Append works again once there is space, or the directory is back. (BenchmarkAppend measures it.)
+// the death of the process, and in mode SyncBlock the loss of power. An error with an ID says that the block is stored, but that the device failed to make
+// it safe from a loss of power. After any other error it was not stored, and Append works again once there is space (ErrFull), the directory is back (ErrGone) or
+// can be written again (ErrReadOnly). (BenchmarkAppend and BenchmarkAppendLatency measure it.)
 func (w *Writer) Append(b []byte) (ID, error) {
 	n := int64(len(b))
 	if n == 0 || n > MaxBlock {
@@ -315,21 +316,36 @@ func (w *Writer) Append(b []byte) (ID, error) {
 	if w.closed {
 		return 0, ErrClosed
 	}
+	id, err := w.store(b)
+	w.full = errors.Is(err, ErrFull)
+	switch {
+	case err == nil && w.cfg.Sync == SyncBlock:
+		w.syncs.Add(1)
+		if _, err := w.cur.sync(); err != nil {
+			w.distrust(w.cur, err)
+			return id, fmt.Errorf("block %d is stored, but not safe from a loss of power: %w", id, err)
+		}
+	case isReadOnly(err) && !errors.Is(err, ErrReadOnly):
+		err = readOnlyError(w.cfg.Dir, err)
+	}
+	return id, err
+}
+
+// store puts the block into the segment that is written, or the next one. mu must be held.
+func (w *Writer) store(b []byte) (ID, error) {
+	n := int64(len(b))
 	if err := w.present(); err != nil {
 		return 0, err
 	}
 	if w.cur.broken != nil || !w.cur.fits(n, w.cfg.SegmentBytes) {
 		if err := w.swap(); err != nil {
-			w.full = errors.Is(err, ErrFull)
 			return 0, err
 		}
 		w.nudge() // blocks come in numbers: the segment after this one will be needed soon
 	}
 	if err := w.makeRoom(w.cur, n); err != nil {
-		w.full = errors.Is(err, ErrFull)
 		return 0, err
 	}
-	w.full = false
 	id := w.nextID
 	if err := w.cur.append(id, b, w.now()); err != nil {
 		return 0, fmt.Errorf("segment %08d: block %d: %w", w.cur.info.Number, id, err)
@@ -337,12 +353,6 @@ func (w *Writer) Append(b []byte) (ID, error) {
 	w.nextID++
 	w.blocks++
 	w.bytes += n
-	if w.cfg.Sync == SyncBlock {
-		w.syncs.Add(1)
-		if err := w.cur.sync(); err != nil {
-			return 0, fmt.Errorf("block %d is stored, but not safe from a loss of power: %w", id, err)
-		}
-	}
 	if w.next.Load() == nil && (w.cur.vlogEnd > w.cfg.SegmentBytes/8 || w.cur.walEnd > walLimit/8) {
 		w.nudge()
 	}
@@ -411,7 +421,7 @@ func (w *Writer) makeRoom(s *segment, n int64) error {
 			return err
 		}
 		if disk.readOnly {
-			return withHint(fmt.Errorf("%w: %s", ErrReadOnly, s.info.Dir), "mount it for writing again; the recording then goes on")
+			return readOnlyError(s.info.Dir, nil)
 		}
 		full := disk.free-need < w.cfg.MinFreeBytes
 		if !full {
@@ -421,6 +431,7 @@ func (w *Writer) makeRoom(s *segment, n int64) error {
 				return nil
 			}
 			if !isNoSpace(err) {
+				s.broken = err // the file system may come back, but not with this file
 				return err
 			}
 		}
@@ -435,6 +446,16 @@ func (w *Writer) makeRoom(s *segment, n int64) error {
 		}
 		return w.fullError(disk)
 	}
+}
+
+// readOnlyError is for a file system that takes no writes any more; err may be nil.
+func readOnlyError(dir string, err error) error {
+	if err == nil {
+		err = fmt.Errorf("%w: %s", ErrReadOnly, dir)
+	} else {
+		err = fmt.Errorf("%w: %s: %w", ErrReadOnly, dir, err)
+	}
+	return withHint(err, "mount it for writing again; the recording then goes on")
 }
 
 func (w *Writer) fullError(disk diskState) error {
@@ -613,13 +634,28 @@ func (w *Writer) Sync() error {
 	}
 	var errs error
 	for _, s := range segs {
-		if !s.dirty.Load() {
-			continue
+		did, err := s.sync()
+		if did {
+			w.syncs.Add(1)
 		}
-		w.syncs.Add(1)
-		errs = errors.Join(errs, s.sync())
+		if err != nil {
+			errs = errors.Join(errs, err)
+			w.mu.Lock()
+			w.distrust(s, err)
+			w.mu.Unlock()
+		}
 	}
 	return errs
+}
+
+// distrust takes a segment that the device failed out of use, and the prepared one with it: no block is acknowledged any longer before a new one
+// can be made. mu must be held.
+func (w *Writer) distrust(s *segment, err error) {
+	s.broken = err
+	if next := w.next.Swap(nil); next != nil {
+		next.discard()
+		w.openBytes.Add(-next.reserved.Load())
+	}
 }
 
 // forgetDone drops closed segments from ended. mu must be held.
@@ -658,14 +694,17 @@ func (w *Writer) maintain() {
 	defer w.tasks.Done()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	failed := false
 	for {
 		select {
 		case <-w.stop:
 			return
 		case <-w.wake:
-			if err := w.prepare(); err != nil && !errors.Is(err, ErrFull) {
+			err := w.prepare()
+			if err != nil && !errors.Is(err, ErrFull) && !failed {
 				w.log.Error("spool: the next segment cannot be opened", "dir", w.cfg.Dir, "error", err)
 			}
+			failed = err != nil
 		case <-tick.C:
 			if w.overAge() {
 				if err := w.Rotate(context.Background()); err != nil && !errors.Is(err, ErrClosed) {
@@ -796,8 +835,11 @@ func (w *Writer) seal(s *segment) error {
 		if w.cfg.OnFull != FullDropOldest || !w.dropOldest() {
 			select {
 			case <-tick.C:
-			case <-w.stop:
-				return fmt.Errorf("%w: %w", ErrFull, finishSegment(&s.info, now))
+			case <-w.stop: // once more
+				if err := finishSegment(&s.info, now); err != nil {
+					return fmt.Errorf("%w: %w", ErrFull, err)
+				}
+				return nil
 			}
 		}
 		err = finishSegment(&s.info, now)

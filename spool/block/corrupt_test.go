@@ -42,6 +42,7 @@ func TestCorruptBlockIsToldWithItsPlace(t *testing.T) {
 	whole := sampleBlock(t, 3000)
 	var h head
 	require.NoError(t, h.read(whole))
+	require.NotEmpty(t, h.filter)
 	with := func(off int, b ...byte) []byte {
 		p := slices.Clone(whole)
 		copy(p[off:], b)
@@ -68,6 +69,7 @@ func TestCorruptBlockIsToldWithItsPlace(t *testing.T) {
 		"flip in the counts":      {flip(fixedSize + 1), ErrCorrupt, "header and directory, offset 0 to"},
 		"flip in the anchor":      {flip(fixedSize + 40), ErrCorrupt, "header and directory"},
 		"flip in the directory":   {flip(h.directory + h.dirLen/2), ErrCorrupt, "header and directory"},
+		"flip in the filter":      {flip(h.directory - len(h.filter)), ErrCorrupt, "header and directory"},
 		"flip in the head's CRC":  {flip(h.Head - 2), ErrCorrupt, "header and directory"},
 		"flip in the first frame": {flip(h.Head + 10), ErrCorrupt, "columns, offset"},
 		"flip in the bits":        {flip(len(whole) - 100), ErrCorrupt, "columns, offset"},
@@ -99,14 +101,26 @@ func TestDirectoryNeedsNoColumns(t *testing.T) {
 	require.ErrorIs(t, err, ErrCorrupt)
 }
 
+// TestEveryFlippedByteIsNoticed flips bytes in every column, of the directory too, and in all that is around them: the error says in which part.
 func TestEveryFlippedByteIsNoticed(t *testing.T) {
 	p := sampleBlock(t, 300)
+	var h head
+	require.NoError(t, h.read(p))
+	head, dirLen := h.Head, h.directory+h.dirLen
 	d := NewDecoder()
 	for i := range p {
 		for _, x := range []byte{0x01, 0x80, 0xff} {
 			p[i] ^= x
 			_, err := d.Decode(nil, p)
 			require.Error(t, err, "byte %d", i)
+			switch {
+			case i >= head:
+				require.ErrorContains(t, err, ": columns, offset ", "byte %d", i)
+			case i >= fixedSize && i < dirLen+4:
+				require.ErrorContains(t, err, ": header and directory, offset 0 to ", "byte %d", i)
+			}
+			_, err = d.Directory(nil, p[:head])
+			require.Equal(t, i < head, err != nil, "the directory is independent of the columns, byte %d: %v", i, err)
 			p[i] ^= x
 		}
 	}
