@@ -32,30 +32,34 @@ type writer struct {
 	log    *slog.Logger
 	result *Result
 	tally  Tally
-	failed [event.Hooks]uint64
+	lost   refusals
 	fails  int
+	unsafe bool // a block was stored that the device did not confirm
 	notify func(spool.ID)
 }
 
-// put appends a sealed block. A spool that is full does not end the recording: what it refuses is
-// counted.
+// put appends a sealed block. A spool that is full, gone or broken does not end the recording: what it refuses is
+// counted, and the recording tells so as soon as it goes on.
 func (w *writer) put(sealed []byte) error {
 	info, err := block.ReadInfo(sealed)
 	if err != nil {
 		panic("BUG: sealed block: " + err.Error())
 	}
 	id, err := w.spool.Append(sealed)
-	if err != nil {
-		if !errors.Is(err, spool.ErrFull) && !errors.Is(err, spool.ErrGone) && !errors.Is(err, spool.ErrReadOnly) {
-			return err
+	switch {
+	case errors.Is(err, spool.ErrClosed):
+		return err
+	case err != nil && id != 0:
+		if !w.unsafe {
+			w.log.Warn("the device does not confirm what it is given", "error", err)
 		}
+		w.unsafe = true
+	case err != nil:
 		if w.fails++; w.fails == 1 {
 			w.log.Warn("the spool takes nothing, events are being lost", "error", err)
 		}
-		for h, n := range info.Hooks {
-			w.failed[h] += n
-			w.result.Unstored += n
-		}
+		w.result.Unstored += hookEvents(&info)
+		w.lost.add(sealed)
 		return nil
 	}
 	if w.fails > 0 {
@@ -72,30 +76,35 @@ func (w *writer) put(sealed []byte) error {
 
 // run pumps the source dry. Records that the capture itself makes are looked at for the account.
 func (w *writer) run(ctx context.Context, src Source) error {
-	err := Encode(ctx, &observed{src, &w.tally}, w.put)
+	err := Encode(ctx, &observed{src, &w.tally, &w.lost}, w.put)
 	if serr := w.spool.Sync(); serr != nil {
 		err = errors.Join(err, serr)
 	}
 	w.result.Hooks = w.tally.Hooks()
 	for i := range w.result.Hooks {
-		for h, n := range w.failed {
-			if n > 0 && event.Hook(h).String() == w.result.Hooks[i].Hook {
-				w.result.Hooks[i].Dropped += n
+		for h := range event.Hook(event.Hooks) {
+			if h.String() == w.result.Hooks[i].Hook {
+				w.result.Hooks[i].Dropped += w.lost.rest(h)
 			}
 		}
 	}
 	return err
 }
 
-// observed shows a source's batches of user-space records to a tally.
+// observed shows a source's batches of user-space records to a tally. What the spool has refused is told among them.
 type observed struct {
 	Source
 	tally *Tally
+	lost  *refusals
 }
 
 func (o *observed) Next(ctx context.Context) ([]byte, error) {
+	if batch := o.lost.pending(); len(batch) > 0 {
+		return batch, nil
+	}
 	batch, err := o.Source.Next(ctx)
 	if len(batch) > 0 && event.At(batch).Kind >= event.KindTick {
+		batch = o.lost.account(batch)
 		for h := range event.All(batch) {
 			o.tally.Observe(h)
 		}
