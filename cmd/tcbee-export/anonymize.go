@@ -4,6 +4,7 @@ package main
 
 import (
 	"errors"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -53,6 +54,9 @@ same traffic elsewhere.`,
 		}
 		defer func() { err = errors.Join(err, spoolError(dir, r.Close())) }()
 		if generate {
+			if err := pipeline.CheckTarget(args[1]); err != nil {
+				return a.derived(pipeline.Derived{Dir: args[1]}, err)
+			}
 			if err := pipeline.GenerateKey(keyFile); err != nil {
 				return withCode(codeUsage, err)
 			}
@@ -69,6 +73,9 @@ same traffic elsewhere.`,
 		progress, done := a.progress("anonymize", true)
 		d, err := pipeline.Anonymize(cmd.Context(), r, args[1], a.cfg.Spool.Encryption, opts, progress)
 		done()
+		if err != nil && generate {
+			_ = os.Remove(keyFile) // nothing was made with it
+		}
 		return a.derived(d, err)
 	}
 	return cmd

@@ -141,6 +141,14 @@ func (a *app) printInfo(w io.Writer, rep *spoolReport) {
 	for _, k := range slices.Sorted(maps.Keys(rep.Kinds)) {
 		line("", "%s %s", count(rep.Kinds[k]), k)
 	}
+	for i := range rep.Segments {
+		switch s := &rep.Segments[i]; {
+		case s.LostTail == 1:
+			line("recovered", "segment %08d: 1 torn block at its end was taken out", s.Number)
+		case s.LostTail > 1:
+			line("recovered", "segment %08d: %d torn blocks at its end were taken out", s.Number, s.LostTail)
+		}
+	}
 	for _, c := range rep.Cursors {
 		line("cursor", "%s at block %d", c.Name, c.ID)
 	}

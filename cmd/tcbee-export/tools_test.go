@@ -96,21 +96,25 @@ func TestSpoolToolsRefuse(t *testing.T) {
 	dir := makeSpool(t)
 	full := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(full, "letter"), []byte("dear"), 0o600))
+	newKey := filepath.Join(t.TempDir(), "key")
 	for name, tt := range map[string]struct {
 		args []string
 		want string
 		code int
 	}{
-		"nothing to cut":    {[]string{"cut", dir, full + "/new"}, "give --from, --to or --connection", codeUsage},
-		"a time like that":  {[]string{"cut", dir, full + "/new", "--from", "noon"}, `--from: "noon" is neither a time`, codeUsage},
-		"an end like that":  {[]string{"cut", dir, full + "/new", "--connection", "host:80"}, `"host" is no address`, codeUsage},
-		"an empty window":   {[]string{"cut", dir, full + "/new", "--from", "2s", "--to", "1s"}, "is not before", codeUsage},
-		"a full directory":  {[]string{"cut", dir, full, "--from", "1s"}, "exists and is not empty", codeUsage},
-		"itself":            {[]string{"cut", dir, dir, "--from", "1s"}, "exists and is not empty", codeUsage},
-		"no spool to cut":   {[]string{"cut", full, full + "/new", "--from", "1s"}, "not a spool", codeSpool},
-		"no spool to merge": {[]string{"merge", full + "/new", dir, full + "/none"}, "no spool at", codeSpool},
-		"no key":            {[]string{"anonymize", dir, full + "/new"}, "--key-file is missing", codeUsage},
-		"a bad key":         {[]string{"anonymize", dir, full + "/new", "--key-file", full + "/letter"}, "holds no key of 32 bytes", codeUsage},
+		"a key for nothing":   {[]string{"anonymize", dir, full, "--key-file", newKey, "--generate-key"}, "exists and is not empty", codeUsage},
+		"a key for a file":    {[]string{"anonymize", dir, full + "/letter/new", "--key-file", newKey, "--generate-key"}, "not a directory", codeUsage},
+		"a key that is there": {[]string{"anonymize", dir, full + "/new", "--key-file", full + "/letter", "--generate-key"}, "leave out --generate-key to use the key that is there", codeUsage},
+		"nothing to cut":      {[]string{"cut", dir, full + "/new"}, "give --from, --to or --connection", codeUsage},
+		"a time like that":    {[]string{"cut", dir, full + "/new", "--from", "noon"}, `--from: "noon" is neither a time`, codeUsage},
+		"an end like that":    {[]string{"cut", dir, full + "/new", "--connection", "host:80"}, `"host" is no address`, codeUsage},
+		"an empty window":     {[]string{"cut", dir, full + "/new", "--from", "2s", "--to", "1s"}, "is not before", codeUsage},
+		"a full directory":    {[]string{"cut", dir, full, "--from", "1s"}, "exists and is not empty", codeUsage},
+		"itself":              {[]string{"cut", dir, dir, "--from", "1s"}, "exists and is not empty", codeUsage},
+		"no spool to cut":     {[]string{"cut", full, full + "/new", "--from", "1s"}, "not a spool", codeSpool},
+		"no spool to merge":   {[]string{"merge", full + "/new", dir, full + "/none"}, "no spool at", codeSpool},
+		"no key":              {[]string{"anonymize", dir, full + "/new"}, "--key-file is missing", codeUsage},
+		"a bad key":           {[]string{"anonymize", dir, full + "/new", "--key-file", full + "/letter"}, "holds no key of 32 bytes", codeUsage},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, errs, code := tcbee(t, append([]string{"spool"}, tt.args...)...)
@@ -119,6 +123,10 @@ func TestSpoolToolsRefuse(t *testing.T) {
 			entries, err := os.ReadDir(full)
 			require.NoError(t, err)
 			require.Len(t, entries, 1)
+			letter, err := os.ReadFile(filepath.Join(full, "letter"))
+			require.NoError(t, err)
+			require.Equal(t, "dear", string(letter))
+			require.NoFileExists(t, newKey)
 		})
 	}
 }

@@ -44,27 +44,51 @@ type target struct {
 // unfinished is what the name of a spool that is not complete ends in.
 const unfinished = ".unfinished"
 
-// newTarget claims the place. enc is how the new spool is encrypted.
-func newTarget(dir string, enc spool.Encryption) (*target, error) {
+// CheckTarget tells whether a new spool can be made at dir: it must not exist, or be an empty directory, and there must be a place for it. Nothing
+// is changed.
+func CheckTarget(dir string) error {
 	dir = filepath.Clean(dir)
+	const hint = "name a directory that does not exist yet"
 	entries, err := os.ReadDir(dir)
 	switch {
 	case err == nil && len(entries) > 0:
-		return nil, &TargetError{what: fmt.Sprintf("%s exists and is not empty", dir), hint: "name a directory that does not exist yet"}
-	case err == nil:
-		if err := os.Remove(dir); err != nil {
-			return nil, &TargetError{what: fmt.Sprintf("%s cannot be replaced: %v", dir, err), hint: "name a directory that does not exist yet", err: err}
+		return &TargetError{what: fmt.Sprintf("%s exists and is not empty", dir), hint: hint}
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return &TargetError{what: err.Error(), hint: hint, err: err}
+	}
+	grow := dir + unfinished
+	if _, err := os.Lstat(grow); err == nil {
+		return &TargetError{
+			what: fmt.Sprintf("%s is there: what is left of an attempt that did not come to its end, or one that is under way", grow),
+			hint: "if nobody is at work there, remove it: rm -r " + grow,
 		}
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, &TargetError{what: err.Error(), hint: "name a directory that does not exist yet", err: err}
+	}
+	// The nearest directory that is there: whatever is missing below is made.
+	for up := filepath.Dir(dir); ; up = filepath.Dir(up) {
+		fi, err := os.Stat(up)
+		switch {
+		case err == nil && !fi.IsDir():
+			return &TargetError{what: fmt.Sprintf("%s is not a directory", up), hint: hint}
+		case err == nil:
+			return nil
+		case !errors.Is(err, fs.ErrNotExist):
+			return &TargetError{what: err.Error(), hint: hint, err: err}
+		case up == filepath.Dir(up):
+			return nil
+		}
+	}
+}
+
+// newTarget claims the place. enc is how the new spool is encrypted.
+func newTarget(dir string, enc spool.Encryption) (*target, error) {
+	if err := CheckTarget(dir); err != nil {
+		return nil, err
+	}
+	dir = filepath.Clean(dir)
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, &TargetError{what: fmt.Sprintf("%s cannot be replaced: %v", dir, err), hint: "name a directory that does not exist yet", err: err}
 	}
 	t := &target{dir: dir, grow: dir + unfinished, cfg: spool.DefaultConfig()}
-	if _, err := os.Lstat(t.grow); err == nil {
-		return nil, &TargetError{
-			what: fmt.Sprintf("%s is there: what is left of an attempt that did not come to its end, or one that is under way", t.grow),
-			hint: "if nobody is at work there, remove it: rm -r " + t.grow,
-		}
-	}
 	// Nothing is thrown away, and the device gets it all at the end.
 	t.cfg.Dir, t.cfg.MaxBytes, t.cfg.MaxAge, t.cfg.Sync, t.cfg.Encryption = t.grow, 0, 0, spool.SyncOff, enc
 	t.cfg.OnFull, t.cfg.MinFreeBytes = spool.FullStop, 0
