@@ -27,7 +27,7 @@ func TestFlowsOfARealRecordingAreThoseOfTheTable(t *testing.T) {
 	}
 	ctx := context.Background()
 	cfg := bpf.DefaultConfig()
-	cfg.Interfaces = []string{"lo"}
+	cfg.Interfaces, cfg.Netns = []string{"lo"}, "own"
 	capture, err := bpf.Open(ctx, cfg, discard)
 	if err != nil {
 		if os.Getenv("TCBEE_REQUIRE_BPF") != "" {
@@ -84,6 +84,10 @@ func TestFlowsOfARealRecordingAreThoseOfTheTable(t *testing.T) {
 	capture.Stop()
 	wg.Wait()
 	require.NoError(t, recorded)
+	var dropped uint64 // where others keep the CPUs busy
+	for _, h := range capture.Accounting().Total {
+		dropped += h.Dropped
+	}
 	require.NoError(t, capture.Close())
 	require.NoError(t, w.Close())
 
@@ -102,7 +106,9 @@ func TestFlowsOfARealRecordingAreThoseOfTheTable(t *testing.T) {
 		return m
 	}
 	want, got := ours(exact), ours(fast)
-	require.Len(t, want, 2*clients*rounds)
+	if n := len(want); dropped == 0 {
+		require.Equal(t, 2*clients*rounds, n)
+	}
 	// A connect in the block before its SYN makes microseconds of difference, or what passes until the thread that
 	// connects has a CPU again.
 	near := gocmp.Options{cmpopts.EquateApproxTime(time.Second), gocmp.FilterPath(func(p gocmp.Path) bool {
