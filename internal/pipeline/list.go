@@ -6,13 +6,17 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
+	"math/bits"
+	"math/rand/v2"
 	"net/netip"
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/tcbee/tcbee-export/bpf/event"
 	"github.com/tcbee/tcbee-export/processors"
@@ -26,7 +30,8 @@ type digests struct {
 	src     []byte // a copy of the block
 	info    block.Info
 	entries []block.Entry
-	fresh   []bool // of entries, by index: begins another connection; may be shorter
+	keys    []uint64 // of entries, by index: the hash of their ends
+	fresh   []bool   // of entries, by index: begins another connection; may be shorter
 	holes   []event.Lost
 	err     error
 	ready   chan struct{}
@@ -40,6 +45,7 @@ type digester struct {
 	raw   []byte
 	part  []byte
 	enc   []byte
+	seed  [2]uint64 // of the hash, the same for all workers
 }
 
 // wanted tells, from the head alone, whether the block may hold something that is selected.
@@ -64,6 +70,31 @@ func wanted(sel *selector, info *block.Info, src []byte) (bool, error) {
 
 // work fills in what the block's directory tells, or its records where the directory cannot.
 func (d *digester) work(j *digests) error {
+	if err := d.digest(j); err != nil {
+		return err
+	}
+	j.keys = j.keys[:0]
+	for i := range j.entries {
+		e := &j.entries[i]
+		j.keys = append(j.keys, endsHash(&d.seed, e.Local, e.Peer))
+	}
+	return nil
+}
+
+// endsHash makes a key of a connection's two ends.
+func endsHash(seed *[2]uint64, local, peer netip.AddrPort) uint64 {
+	h := seed[0]
+	for _, end := range [...]netip.AddrPort{local, peer} {
+		a := end.Addr().As16()
+		for _, x := range [...]uint64{binary.LittleEndian.Uint64(a[:8]), binary.LittleEndian.Uint64(a[8:]) + uint64(end.Port())<<17} {
+			hi, lo := bits.Mul64(h^x, seed[1])
+			h = hi ^ lo + x
+		}
+	}
+	return h
+}
+
+func (d *digester) digest(j *digests) error {
 	j.entries, j.fresh, j.holes = j.entries[:0], j.fresh[:0], j.holes[:0]
 	lo, hi := uint64(0), uint64(math.MaxUint64)
 	if d.sel != nil {
@@ -277,9 +308,10 @@ func list(ctx context.Context, r *spool.Reader, cfg processors.Config, sel *sele
 	for range maxAhead {
 		free <- &digests{}
 	}
+	seed := [2]uint64{rand.Uint64(), rand.Uint64() | 1} // who is recorded may not choose what collides
 	for range max(1, runtime.GOMAXPROCS(0)) {
 		wg.Go(func() {
-			d := digester{dec: block.NewDecoder(), build: block.NewBuilder(block.Options{})}
+			d := digester{dec: block.NewDecoder(), build: block.NewBuilder(block.Options{}), seed: seed}
 			if sel != nil {
 				own := *sel
 				own.known, own.dec, own.entries = map[endpoints]bool{}, nil, nil
@@ -307,7 +339,7 @@ func list(ctx context.Context, r *spool.Reader, cfg processors.Config, sel *sele
 			if len(src) > 0 {
 				work <- j
 			} else {
-				j.entries, j.fresh, j.holes = j.entries[:0], j.fresh[:0], j.holes[:0]
+				j.entries, j.keys, j.fresh, j.holes = j.entries[:0], j.keys[:0], j.fresh[:0], j.holes[:0]
 				close(j.ready)
 			}
 			order <- j
@@ -337,7 +369,7 @@ func list(ctx context.Context, r *spool.Reader, cfg processors.Config, sel *sele
 			return pass(id, &info, src)
 		})
 	})
-	l := newLister(cfg, sel)
+	l := newLister(cfg, sel, seed)
 	var bad []Damage
 	for j := range order {
 		<-j.ready
@@ -379,11 +411,9 @@ type row struct {
 	replaced    bool   // another connection has its ends
 	socket      bool
 	both        bool // part of a forwarded one
-	other       *row // with the same ends in another network namespace
+	key         uint64
+	other       *row // with the same key: in another network namespace, seldom with other ends
 }
-
-// pair is the two ends of a connection.
-type pair struct{ local, peer netip.AddrPort }
 
 type listening struct {
 	netns uint64
@@ -406,8 +436,10 @@ type lister struct {
 	session   uint64
 	stated    bool // it has inet_sock_set_state
 	last      uint64
+	anchors   []block.Anchor // of the session, in order
 	rows      []*row
-	live      map[pair]*row
+	seed      [2]uint64
+	live      map[uint64]*row // by the hash of their ends; other leads to more of the same hash
 	listeners map[listening]process
 	connects  map[uint64]process // by cookie
 	holes     []event.Lost
@@ -415,15 +447,15 @@ type lister struct {
 	spare     []row
 }
 
-func newLister(cfg processors.Config, sel *selector) *lister {
-	l := &lister{cfg: cfg, sel: sel, flows: []processors.Flow{}, names: map[[16]byte]string{}}
+func newLister(cfg processors.Config, sel *selector, seed [2]uint64) *lister {
+	l := &lister{cfg: cfg, sel: sel, seed: seed, flows: []processors.Flow{}, names: map[[16]byte]string{}}
 	l.reset()
 	return l
 }
 
 func (l *lister) reset() {
-	l.stated, l.last, l.rows, l.holes = false, 0, l.rows[:0], l.holes[:0]
-	l.live, l.listeners, l.connects = map[pair]*row{}, map[listening]process{}, map[uint64]process{}
+	l.stated, l.last, l.rows, l.holes, l.anchors = false, 0, l.rows[:0], l.holes[:0], l.anchors[:0]
+	l.live, l.listeners, l.connects = map[uint64]*row{}, map[listening]process{}, map[uint64]process{}
 }
 
 // block adds a block.
@@ -431,6 +463,9 @@ func (l *lister) block(j *digests) {
 	if !l.any || j.info.Anchored && j.info.Anchor.Session != l.session {
 		l.end()
 		l.any, l.session = true, j.info.Anchor.Session
+	}
+	if n := len(l.anchors); j.info.Anchored && (n == 0 || l.anchors[n-1].Time < j.info.Anchor.Time) {
+		l.anchors = append(l.anchors, j.info.Anchor)
 	}
 	last := j.info.Last
 	if l.sel != nil {
@@ -446,7 +481,7 @@ func (l *lister) block(j *digests) {
 	}
 	for i := range j.entries {
 		if e := &j.entries[i]; e.Local.Port() != 0 && e.Peer.Port() != 0 {
-			l.add(e, &j.info, i < len(j.fresh) && j.fresh[i])
+			l.add(e, j.keys[i], &j.info, i < len(j.fresh) && j.fresh[i])
 		}
 	}
 }
@@ -485,9 +520,12 @@ func (l *lister) listens(e *block.Entry) (process, bool) {
 }
 
 // find returns the connection with these ends. Records whose network namespace is not known belong to the one that was seen last.
-func (l *lister) find(e *block.Entry) *row {
+func (l *lister) find(e *block.Entry, key uint64) *row {
 	var best *row
-	for r := l.live[pair{e.Local, e.Peer}]; r != nil; r = r.other {
+	for r := l.live[key]; r != nil; r = r.other {
+		if r.Local != e.Local || r.Peer != e.Peer {
+			continue
+		}
 		if r.Netns == e.Netns {
 			return r
 		}
@@ -499,16 +537,15 @@ func (l *lister) find(e *block.Entry) *row {
 }
 
 func (l *lister) drop(r *row) {
-	key := pair{r.Local, r.Peer}
-	if l.live[key] == r {
+	if l.live[r.key] == r {
 		if r.other == nil {
-			delete(l.live, key)
+			delete(l.live, r.key)
 		} else {
-			l.live[key] = r.other
+			l.live[r.key] = r.other
 		}
 		return
 	}
-	for p := l.live[key]; p != nil; p = p.other {
+	for p := l.live[r.key]; p != nil; p = p.other {
 		if p.other == r {
 			p.other = r.other
 			return
@@ -560,31 +597,29 @@ func half(r *row) bool {
 	return false
 }
 
-func (l *lister) add(e *block.Entry, info *block.Info, fresh bool) {
-	r := l.find(e)
+func (l *lister) add(e *block.Entry, key uint64, info *block.Info, fresh bool) {
+	r := l.find(e, key)
 	if r != nil && (fresh || l.another(r, e)) {
 		r.replaced = true
 		l.drop(r)
 		old := r.Cookie
-		r = l.create(e, info)
+		r = l.create(e, key, info)
 		r.oldCookie = old
 	} else if r == nil {
-		r = l.create(e, info)
+		r = l.create(e, key, info)
 	}
 	l.merge(r, e, info)
 }
 
 // create makes a row, also for what makes no connection: the records that do may come in the next block, if another CPU made them.
 // Rows that stay without are dropped at the end.
-func (l *lister) create(e *block.Entry, info *block.Info) *row {
+func (l *lister) create(e *block.Entry, key uint64, info *block.Info) *row {
 	if len(l.spare) == 0 {
 		l.spare = make([]row, 256)
 	}
 	r := &l.spare[0]
 	l.spare = l.spare[1:]
-	key := pair{e.Local, e.Peer}
-	r.Local, r.Peer, r.Netns, r.first = e.Local, e.Peer, e.Netns, e.First
-	r.Start = wall(info, e.First).UTC()
+	r.Local, r.Peer, r.Netns, r.first, r.key = e.Local, e.Peer, e.Netns, e.First, key
 	r.other = l.live[key]
 	l.live[key] = r
 	l.rows = append(l.rows, r)
@@ -602,7 +637,7 @@ func (l *lister) merge(r *row, e *block.Entry, info *block.Info) {
 		first = e.Opened
 	}
 	if first < r.first {
-		r.first, r.Start = first, wall(info, first).UTC()
+		r.first = first
 	}
 	r.last = max(r.last, e.Last)
 	r.BytesIn += e.BytesIn
@@ -652,7 +687,7 @@ func (l *lister) merge(r *row, e *block.Entry, info *block.Info) {
 		if r.established == 0 || c.at < r.established {
 			r.Role, r.Opened, r.opened = processors.RoleClient, true, c.at
 			if c.at < r.first {
-				r.first, r.Start = c.at, wall(info, c.at).UTC()
+				r.first = c.at
 			}
 		}
 	}
@@ -712,12 +747,26 @@ func (l *lister) end() {
 	slices.SortStableFunc(rows, func(a, b *row) int { return cmp.Compare(a.first, b.first) })
 	l.flows = slices.Grow(l.flows, len(rows))
 	for i, r := range rows {
-		r.ID = uint64(i + 1)
+		r.ID, r.Start = uint64(i+1), l.wall(r.first)
 		l.finish(r)
 		l.flows = append(l.flows, r.Flow)
 	}
 	l.reset()
 	l.spare = nil // the flows have all that is kept
+}
+
+// wall returns the wall time of a time of the session, as the table does: by the last anchor before it, which is not that of
+// the block in which it was met if the clock was set meanwhile.
+func (l *lister) wall(t uint64) time.Time {
+	if len(l.anchors) == 0 {
+		return time.Unix(0, int64(t)).UTC()
+	}
+	i, exact := slices.BinarySearchFunc(l.anchors, t, func(a block.Anchor, t uint64) int { return cmp.Compare(a.Time, t) })
+	if !exact {
+		i = max(i-1, 0)
+	}
+	a := &l.anchors[i]
+	return time.Unix(0, a.Realtime+int64(t-a.Time)).UTC()
 }
 
 // forwarded makes one of the two rows of a connection that only passes through: it came in by one interface and left by another,
@@ -727,8 +776,8 @@ func (l *lister) forwarded(r *row) {
 	if !foreign(r) || r.Vantage == processors.VantageForwarder {
 		return
 	}
-	for o := l.live[pair{r.Peer, r.Local}]; o != nil; o = o.other {
-		if o == r || !foreign(o) || o.Netns != r.Netns || o.first > r.last || r.first > o.last {
+	for o := l.live[endsHash(&l.seed, r.Peer, r.Local)]; o != nil; o = o.other {
+		if o == r || o.Local != r.Peer || o.Peer != r.Local || !foreign(o) || o.Netns != r.Netns || o.first > r.last || r.first > o.last {
 			continue
 		}
 		// Local is who sent the SYN, or else the lower of the two.
@@ -739,7 +788,7 @@ func (l *lister) forwarded(r *row) {
 		// Each direction counts where it came in, if it did so in both.
 		r.Vantage = processors.VantageForwarder
 		if r.first > o.first {
-			r.first, r.Start = o.first, o.Start
+			r.first = o.first
 		}
 		r.BytesOut, r.SegmentsOut = o.BytesIn, o.SegmentsIn
 		r.last = max(r.last, o.last)
