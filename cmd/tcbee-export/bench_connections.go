@@ -44,13 +44,15 @@ tells the time, what was lost, and the most anonymous memory that the process ha
 				}
 				t.add(s.Command, told, events, dropped, missed, fmt.Sprintf("%.2f", s.Seconds), fmt.Sprintf("%.2f", s.CPU), bytesText(s.AnonBytes))
 			})
+			if a.json && err == nil {
+				return printJSON(a.stdout, res)
+			}
+			if len(t.rows) > 0 {
+				t.print(a.stdout, terminalWidth(a.stdout))
+			}
 			if err != nil {
 				return err
 			}
-			if a.json {
-				return printJSON(a.stdout, res)
-			}
-			t.print(a.stdout, terminalWidth(a.stdout))
 			fmt.Fprintf(a.stdout, "\n%s connections at once; the spool took %s\n", count(uint64(res.Connections)), bytesText(res.SpoolBytes))
 			return nil
 		},

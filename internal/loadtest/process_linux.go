@@ -20,8 +20,12 @@ import (
 	"github.com/tcbee/tcbee-export/bpf/netlab"
 )
 
-// grace is how long a process may take to start or to end.
-const grace = 30 * time.Second
+// grace is how long a process may take to start or to end, longGrace what one may take that works off at its end what
+// it still has.
+const (
+	grace     = 30 * time.Second
+	longGrace = 10 * time.Minute
+)
 
 // text is what a process has written so far.
 type text struct {
@@ -122,8 +126,10 @@ func (p *process) interrupt() {
 }
 
 // wait waits for the end, for a while; then it insists.
-func (p *process) wait() error {
-	t := time.NewTimer(grace)
+func (p *process) wait() error { return p.waitFor(grace) }
+
+func (p *process) waitFor(d time.Duration) error {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-p.ended:

@@ -67,7 +67,7 @@ func (rec *recording) spool() string { return filepath.Join(rec.dir, "spool") }
 // finish ends the recorder in order and adds its account to r. The spool stays until remove.
 func (rec *recording) finish(r *Recorder) error {
 	rec.interrupt()
-	err := rec.wait()
+	err := rec.waitFor(longGrace)
 	if err == nil {
 		var res pipeline.Result
 		if err = json.Unmarshal([]byte(rec.out.String()), &res); err != nil {
