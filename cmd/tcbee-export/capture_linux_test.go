@@ -204,7 +204,18 @@ func TestWithoutRights(t *testing.T) {
 
 	_, errs, code := asNobody("record", "--spool", filepath.Join(home, "spool"))
 	require.Equal(t, codeKernel, code, errs)
-	require.Regexp(t, `^tcbee-export: record: .*operation not permitted\nhint: .*\n$`, errs)
+	require.Regexp(t, `^tcbee-export: record: .*CAP_BPF.*operation not permitted\nhint: .*systemd unit.*setcap .*\n$`, errs)
+
+	out, errs, code := asNobody("doctor", "--json")
+	require.Equal(t, codeKernel, code, errs)
+	var told struct{ Groups []groupState }
+	require.NoError(t, json.Unmarshal([]byte(out), &told))
+	for _, g := range told.Groups {
+		require.Equal(t, usableNone, g.Usable, g.Group)
+		require.NotEmpty(t, g.Missing, g.Group)
+	}
+	out, _, _ = asNobody("doctor")
+	require.Contains(t, out, "hint: run with sudo, use the systemd unit")
 
 	secret := makeSpool(t) // below a directory of root's alone
 	for _, args := range [][]string{{"flows", secret}, {"replay", secret}, {"record", "--spool", secret}} {

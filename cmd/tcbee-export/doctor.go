@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -46,8 +47,9 @@ func (a *app) doctor() error {
 			Host     string        `json:"host"`
 			Kernel   string        `json:"kernel_release"`
 			Program  string        `json:"program"`
+			Groups   []groupState  `json:"groups"`
 			Features []bpf.Feature `json:"features"`
-		}{meta.Host, meta.Kernel, meta.Program, features})
+		}{meta.Host, meta.Kernel, meta.Program, groupStates(features), features})
 		if err != nil {
 			return err
 		}
@@ -70,6 +72,12 @@ func (a *app) doctor() error {
 			t.add(f.Group, f.Name, state, follow(f))
 		}
 		t.print(a.stdout, terminalWidth(a.stdout))
+		fmt.Fprintln(a.stdout)
+		t = &table{columns: []column{{title: "group"}, {title: "usable"}, {title: "missing"}}}
+		for _, g := range groupStates(features) {
+			t.add(g.Group, string(g.Usable), strings.Join(g.Missing, "; "))
+		}
+		t.print(a.stdout, terminalWidth(a.stdout))
 		hints := map[string]bool{}
 		for _, f := range features {
 			if f.Hint != "" && f.Enabled && !f.Usable && !hints[f.Hint] {
@@ -82,6 +90,68 @@ func (a *app) doctor() error {
 		return withCode(codeKernel, errors.New(plural(bad, "feature that is asked for is not usable", "features that are asked for are not usable")))
 	}
 	return nil
+}
+
+// usable says how much of a group works.
+type usable string
+
+const (
+	usableAll  usable = "yes"
+	usablePart usable = "partly"
+	usableNone usable = "no"
+	usableOff  usable = "off" // the configuration asks for nothing of it
+)
+
+// groupState is what the features of a group that the configuration asks for amount to.
+type groupState struct {
+	Group     string   `json:"group"`
+	Usable    usable   `json:"usable"`
+	Missing   []string `json:"missing,omitempty"`   // what a recording lacks
+	Fallbacks []string `json:"fallbacks,omitempty"` // what is done instead
+}
+
+// groupStates sums up the features, in the order in which their groups appear.
+func groupStates(features []bpf.Feature) []groupState {
+	var all []groupState
+	var asked, works []int
+	for _, f := range features {
+		i := slices.IndexFunc(all, func(g groupState) bool { return g.Group == f.Group })
+		if i < 0 {
+			i = len(all)
+			all, asked, works = append(all, groupState{Group: f.Group}), append(asked, 0), append(works, 0)
+		}
+		if !f.Enabled {
+			continue
+		}
+		g := &all[i]
+		asked[i]++
+		if f.Fallback != "" && !slices.Contains(g.Fallbacks, f.Fallback) {
+			g.Fallbacks = append(g.Fallbacks, f.Fallback)
+		}
+		if f.Usable {
+			works[i]++
+			continue
+		}
+		for _, m := range f.Missing {
+			if !slices.Contains(g.Missing, m) {
+				g.Missing = append(g.Missing, m)
+			}
+		}
+	}
+	for i := range all {
+		switch works[i] {
+		case asked[i]:
+			all[i].Usable = usableAll
+			if asked[i] == 0 {
+				all[i].Usable = usableOff
+			}
+		case 0:
+			all[i].Usable = usableNone
+		default:
+			all[i].Usable = usablePart
+		}
+	}
+	return all
 }
 
 // follow says why a feature is not usable and what that means.
