@@ -23,6 +23,9 @@ import (
 	"github.com/tcbee/tcbee-export/bpf/netlab"
 )
 
+// discard takes metrics, some gigabytes of JSON for very many connections, and keeps none.
+const discard = "file:" + os.DevNull
+
 // Connections opens very many connections between two network namespaces while one end is recorded, and
 // works off the spool. It tells each command when it is done. Everything that it made is gone when it returns.
 func Connections(ctx context.Context, o ConnectionOptions, _ *slog.Logger, each func(ConnectionStep)) (res ConnectionResult, err error) {
@@ -91,7 +94,7 @@ func (o ConnectionOptions) recorded(ctx context.Context, lab *netlab.Lab, res *C
 		tell(step)
 	}
 	if o.wants("replay") {
-		if step, err = o.work(ctx, lab, nil, "replay", rec.spool(), "--output", "file:"+filepath.Join(rec.dir, "metrics")); err != nil {
+		if step, err = o.work(ctx, lab, nil, "replay", rec.spool(), "--output", discard); err != nil {
 			return err
 		}
 		tell(step)
@@ -101,12 +104,7 @@ func (o ConnectionOptions) recorded(ctx context.Context, lab *netlab.Lab, res *C
 
 // live records and derives metrics at once.
 func (o ConnectionOptions) live(ctx context.Context, lab *netlab.Lab, tell func(ConnectionStep)) (err error) {
-	out, err := os.MkdirTemp(o.Dir, "tcbee-bench-")
-	if err != nil {
-		return fmt.Errorf("make a directory for metrics: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(out)) }()
-	rec, err := o.startRecorder(ctx, lab.A, "own", "run", "--output", "file:"+filepath.Join(out, "metrics"))
+	rec, err := o.startRecorder(ctx, lab.A, "own", "run", "--output", discard)
 	if err != nil {
 		return err
 	}
