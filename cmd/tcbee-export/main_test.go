@@ -191,6 +191,8 @@ func TestSpoolInfoAndVerify(t *testing.T) {
 	require.Zero(t, code, errs)
 	require.Contains(t, out, "testhost")
 	require.Contains(t, out, "in order")
+	require.Contains(t, out, "connections 2\n")
+	require.Contains(t, out, "no holes: nothing was lost")
 
 	var info struct {
 		Meta   spool.Meta

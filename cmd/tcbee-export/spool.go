@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -37,6 +38,8 @@ type spoolReport struct {
 	Segments    []spool.SegmentInfo `json:"segments"`
 	Cursors     []spool.Cursor      `json:"cursors"`
 	Verified    bool                `json:"verified"` // everything was decoded, not only the heads of blocks
+	Encrypted   bool                `json:"encrypted"`
+	Connections *int                `json:"connections,omitempty"` // as flows counts them (info only)
 	pipeline.Summary
 }
 
@@ -44,9 +47,10 @@ func (a *app) infoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "info DIR",
 		Short: "Tell what a spool holds: when, where, how much, and what was lost",
-		Long: `Tells what a spool holds: where it was recorded, its sessions, events by kind, the account of every hook
-(seen = stored + dropped + missed + filtered), and the holes. It reads little more than the heads of blocks.
-A session that was not ended in order (its recorder was killed, or is still at work) says so.`,
+		Long: `Tells what a spool holds: where it was recorded, its sessions, events by kind, how many connections, the account of every
+hook (seen = stored + dropped + missed + filtered), and the holes. It reads little more than the heads of blocks. A
+session that was not ended in order (its recorder was killed, or is still at work) says so. Of an encrypted
+spool it tells without the key when it was recorded and how large it is.`,
 		Example:           "  tcbee-export spool info /var/lib/tcbee\n  tcbee-export spool info /var/lib/tcbee --json | jq .hooks",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: dirs,
@@ -89,16 +93,24 @@ func (a *app) inspect(cmd *cobra.Command, args []string, inspect inspection) (er
 	defer func() { err = errors.Join(err, spoolError(dir, r.Close())) }()
 	progress, done := a.progress(cmd.Name(), true)
 	sum, err := inspect(ctx, r, progress)
-	done()
-	if err != nil {
-		return err
-	}
 	rep := spoolReport{
 		Dir: dir, Version: spool.Version, Segments: r.Segments(), Cursors: []spool.Cursor{},
 		Verified: cmd.Name() == "verify", Summary: sum,
 	}
+	if err == nil && !rep.Verified {
+		var n int
+		if n, err = a.connections(ctx, r, progress); err == nil {
+			rep.Connections = &n
+		}
+	}
+	done()
+	locked := errors.Is(err, spool.ErrKey) && !rep.Verified
+	if err != nil && !locked {
+		return err
+	}
 	for _, s := range rep.Segments {
 		rep.DeviceBytes += s.Device
+		rep.Encrypted = rep.Encrypted || s.Encrypted
 		if s.Meta != nil {
 			rep.Meta = *s.Meta // the newest
 		}
@@ -108,6 +120,10 @@ func (a *app) inspect(cmd *cobra.Command, args []string, inspect inspection) (er
 	}
 	if cursors, err := spool.Cursors(dir); err == nil && cursors != nil {
 		rep.Cursors = cursors
+	}
+	if locked {
+		a.printLocked(&rep)
+		return spoolError(dir, err)
 	}
 	if a.json {
 		err = printJSON(a.stdout, rep)
@@ -119,6 +135,39 @@ func (a *app) inspect(cmd *cobra.Command, args []string, inspect inspection) (er
 	return errors.Join(err, damageError(sum.Damaged))
 }
 
+// connections counts what flows would list.
+func (a *app) connections(ctx context.Context, r *spool.Reader, progress pipeline.Progress) (int, error) {
+	if err := r.Seek(0); err != nil {
+		return 0, err
+	}
+	flows, _, err := pipeline.Flows(ctx, r, pipeline.FlowOptions{Process: a.cfg.Process}, progress)
+	return len(flows), err
+}
+
+// printLocked tells what is known of an encrypted spool without its key.
+func (a *app) printLocked(rep *spoolReport) {
+	var blocks uint64
+	var size int64
+	var first, last time.Time
+	for i := range rep.Segments {
+		s := &rep.Segments[i]
+		blocks += s.Blocks
+		size += s.Bytes
+		if !s.FirstAt.IsZero() && (first.IsZero() || s.FirstAt.Before(first)) {
+			first = s.FirstAt
+		}
+		if s.LastAt.After(last) {
+			last = s.LastAt
+		}
+	}
+	if a.json {
+		return // what would be left out could be taken for nothing
+	}
+	fmt.Fprintf(a.stdout, "%-12s%s (version %d), encrypted\n", "spool", rep.Dir, rep.Version)
+	fmt.Fprintf(a.stdout, "%-12s%s in %d segments, %s, %s on the device\n", "blocks", count(blocks), len(rep.Segments), bytesText(uint64(size)), bytesText(uint64(rep.DeviceBytes)))
+	fmt.Fprintf(a.stdout, "%-12s%s to %s (UTC)\n", "stored", timeText(first), timeText(last))
+}
+
 // printInfo prints the report for a person.
 func (a *app) printInfo(w io.Writer, rep *spoolReport) {
 	width := terminalWidth(w)
@@ -126,7 +175,11 @@ func (a *app) printInfo(w io.Writer, rep *spoolReport) {
 		text := fmt.Sprintf(format, args...)
 		fmt.Fprintf(w, "%-12s%s\n", name, text)
 	}
-	line("spool", "%s (version %d)", rep.Dir, rep.Version)
+	encrypted := ""
+	if rep.Encrypted {
+		encrypted = ", encrypted"
+	}
+	line("spool", "%s (version %d)%s", rep.Dir, rep.Version, encrypted)
 	if m := rep.Meta; m.Host != "" {
 		line("recorded on", "%s, kernel %s, by %s", m.Host, m.Kernel, m.Program)
 	}
@@ -140,6 +193,9 @@ func (a *app) printInfo(w io.Writer, rep *spoolReport) {
 	}
 	for _, k := range slices.Sorted(maps.Keys(rep.Kinds)) {
 		line("", "%s %s", count(rep.Kinds[k]), k)
+	}
+	if rep.Connections != nil && rep.Events > 0 {
+		line("connections", "%s", count(uint64(*rep.Connections)))
 	}
 	for i := range rep.Segments {
 		switch s := &rep.Segments[i]; {
@@ -184,7 +240,13 @@ func (a *app) printInfo(w io.Writer, rep *spoolReport) {
 			fmt.Fprintf(w, "and %d more holes (--json lists them all)\n", n)
 		}
 	} else if rep.Blocks > 0 {
-		fmt.Fprintln(w, "\nno holes: nothing was lost")
+		lost := ": nothing was lost"
+		for i, s := range rep.Sessions {
+			if !s.Complete && (!rep.Recording || i < len(rep.Sessions)-1) {
+				lost = " before the recorder was killed"
+			}
+		}
+		fmt.Fprintln(w, "\nno holes"+lost)
 	}
 }
 

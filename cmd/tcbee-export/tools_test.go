@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -127,6 +128,51 @@ func TestSpoolToolsRefuse(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, "dear", string(letter))
 			require.NoFileExists(t, newKey)
+		})
+	}
+}
+
+// TestEncryptedSpool: the key comes from a file or the environment; without it, info tells what can be told.
+func TestEncryptedSpool(t *testing.T) {
+	dir := makeSpool(t)
+	tmp := t.TempDir()
+	secret, key, wrong := filepath.Join(tmp, "secret"), filepath.Join(tmp, "key"), filepath.Join(tmp, "wrong")
+	require.NoError(t, os.WriteFile(key, []byte(strings.Repeat("0f", 32)+"\n"), 0o600))
+	require.NoError(t, os.WriteFile(wrong, []byte(strings.Repeat("f0", 32)+"\n"), 0o600))
+	_, errs, code := tcbee(t, "spool", "merge", secret, dir, "--set", "spool.encryption.key_file="+key)
+	require.Zero(t, code, errs)
+
+	out, errs, code := tcbee(t, "spool", "info", secret, "--set", "spool.encryption.key_file="+key)
+	require.Zero(t, code, errs)
+	require.Contains(t, out, "(version 1), encrypted\n")
+	require.Contains(t, out, "testhost")
+	cmd := command(t, "flows", secret, "--set", "spool.encryption.key_env=WHERE_THE_KEY_IS")
+	cmd.Env = append(cmd.Env, "WHERE_THE_KEY_IS="+strings.Repeat("0f", 32))
+	out, errs, code = finish(t, cmd)
+	require.Zero(t, code, errs)
+	require.Contains(t, out, "2 connections, 97.7 KiB out")
+
+	for name, tt := range map[string]struct {
+		args []string
+		want string
+	}{
+		"none":  {nil, " is encrypted"},
+		"wrong": {[]string{"--set", "spool.encryption.key_file=" + wrong}, "the key does not open "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, errs, code := tcbee(t, append([]string{"spool", "info", secret}, tt.args...)...)
+			require.Equal(t, codeSpool, code)
+			require.Contains(t, out, ", encrypted\n")
+			require.Contains(t, out, "3 in 1 segments")
+			require.NotContains(t, out, "testhost")
+			require.Contains(t, errs, tt.want)
+			require.Contains(t, errs, "hint: ")
+			for _, args := range [][]string{{"flows"}, {"spool", "verify"}, {"replay"}} {
+				out, errs, code := tcbee(t, append(append(args, secret), tt.args...)...)
+				require.Equal(t, codeSpool, code)
+				require.Empty(t, out)
+				require.Contains(t, errs, tt.want)
+			}
 		})
 	}
 }
