@@ -45,7 +45,9 @@ func TestRetentionOfASimulatedDay(t *testing.T) {
 		o.For *= 2
 	}
 	require.LessOrEqual(t, res.Directory, o.Spool.MaxBytes+o.Spool.MaxBytes/10)
-	require.LessOrEqual(t, res.Anon.Max, float64(512<<20))
+	if !raced { // the race detector remembers much
+		require.LessOrEqual(t, res.Anon.Max, float64(256<<20))
+	}
 	require.Greater(t, res.Events, res.Connections)
 	require.Less(t, res.Verified, res.Events)
 	require.NotEmpty(t, res.Samples)
@@ -101,7 +103,9 @@ func TestTrafficIsWellFormed(t *testing.T) {
 		for h := range event.All(records) {
 			kinds[h.Kind]++
 			hooks[h.Hook]++
-			require.GreaterOrEqual(t, h.Time, tick, "older than the last Tick")
+			if h.Time < tick {
+				require.Fail(t, "older than the last Tick", "%d, %d", h.Time, tick)
+			}
 			switch h.Kind {
 			case event.KindTick:
 				require.LessOrEqual(t, h.Time-max(tick, trafficStart), uint64(1e9))
@@ -115,7 +119,7 @@ func TestTrafficIsWellFormed(t *testing.T) {
 		}
 	}
 	var buf []byte
-	for i := range 120 {
+	for i := range 60 {
 		tr.pace(trafficStart+uint64(i)*uint64(time.Minute), tr.model/uint64(i+1))
 		buf = tr.records(buf[:0], chunkBytes)
 		look(buf)
