@@ -175,10 +175,11 @@ func (a *anonymizer) block(ctx context.Context, id spool.ID, src []byte) error {
 
 // who is what may be told of the recorder.
 func (a *anonymizer) who(meta spool.Meta) spool.Meta {
-	return spool.Meta{
-		Kernel: meta.Kernel, HZ: meta.HZ, Program: meta.Program,
-		Extra: map[string]string{"anonymized": "addresses by Crypto-PAn"},
+	extra := map[string]string{"anonymized": "addresses by Crypto-PAn"}
+	if cookie := meta.Extra[metaNetns]; cookie != "" {
+		extra[metaNetns] = cookie // the kernel's count of namespaces; with it, replay names connections as before
 	}
+	return spool.Meta{Kernel: meta.Kernel, HZ: meta.HZ, Program: meta.Program, Extra: extra}
 }
 
 // record changes the record in place.

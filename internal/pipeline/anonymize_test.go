@@ -119,7 +119,7 @@ func TestAnonymizeChangesOnlyWhatTellsWho(t *testing.T) {
 	batch = event.Append(batch, &lo)
 
 	src := traffic(1, 5*ms, 2, true)
-	meta := spool.Meta{Host: "alpha", Kernel: "6.1", BootID: "b", MachineID: "m", HZ: 250, Program: "p", Config: []byte(`{"a":1}`), Extra: map[string]string{"cut.connections": "10.1.2.3"}}
+	meta := spool.Meta{Host: "alpha", Kernel: "6.1", BootID: "b", MachineID: "m", HZ: 250, Program: "p", Config: []byte(`{"a":1}`), Extra: map[string]string{"cut.connections": "10.1.2.3", metaNetns: "7"}}
 	cfg := spool.DefaultConfig()
 	cfg.Dir = dir
 	w, err := spool.Create(ctx, cfg, meta, nil)
@@ -157,7 +157,7 @@ func TestAnonymizeChangesOnlyWhatTellsWho(t *testing.T) {
 				require.Empty(t, cmp.Diff(before[i], after[i]), "record %d", i)
 			}
 			got := *openSpool(t, to).Segments()[0].Meta
-			require.Empty(t, cmp.Diff(spool.Meta{Kernel: "6.1", HZ: 250, Program: "p", Extra: map[string]string{"anonymized": "addresses by Crypto-PAn"}}, got))
+			require.Empty(t, cmp.Diff(spool.Meta{Kernel: "6.1", HZ: 250, Program: "p", Extra: map[string]string{"anonymized": "addresses by Crypto-PAn", metaNetns: "7"}}, got))
 			sum, err := Verify(ctx, openSpool(t, to), nil)
 			require.NoError(t, err)
 			require.Empty(t, sum.Damaged)
