@@ -53,13 +53,13 @@ func (a *anchors) append(dst []byte, phase uint32) []byte {
 	for range 5 {
 		t0 := clock(unix.CLOCK_MONOTONIC)
 		wall := clock(unix.CLOCK_REALTIME)
-		t1 := clock(unix.CLOCK_MONOTONIC)
 		tai := clock(unix.CLOCK_TAI)
+		t1 := clock(unix.CLOCK_MONOTONIC)
 		if d := uint32(min(t1-t0, 1<<32-1)); d < a.last.Uncertainty {
 			a.last.Uncertainty = d
 			a.last.Time = uint64(t0 + (t1-t0)/2)
 			a.last.Realtime = wall
-			a.last.TAI = tai - (t1-t0)/2
+			a.last.TAI = tai
 		}
 	}
 	a.last.Session, a.last.Phase = a.session, phase

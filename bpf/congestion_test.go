@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"syscall"
 	"testing"
-	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf/btf"
@@ -85,7 +84,7 @@ func busyConnection(t *testing.T, l *netlab.Lab, cc string) *net.TCPConn {
 	go func() { _, _ = conn.Write(make([]byte, 1<<20)) }()
 	_, err = io.ReadFull(conn, make([]byte, 1<<20))
 	require.NoError(t, err)
-	time.Sleep(300 * time.Millisecond) // delayed ACKs and probes are over
+	atRest(t, conn)
 	return conn
 }
 
