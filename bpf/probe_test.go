@@ -28,6 +28,21 @@ func TestProbeTellsOfEveryHook(t *testing.T) {
 		require.True(t, ok, "%v", h)
 		require.Equal(t, f.Enabled, h != event.HookXDP && h != event.HookRcvSpaceAdjust, "%v", h)
 	}
+	// Sent segments are sampled by one program or the other, which is told with the reason.
+	sampled := found[event.HookTransmit.String()]
+	require.True(t, sampled.Usable)
+	require.NotEqual(t, sampled.Through != "", sampled.Fallback != "")
+	require.Equal(t, sampled.Fallback != "", sampled.Reason != "")
+	if inKernelTest {
+		require.Equal(t, "fentry/__tcp_transmit_skb", sampled.Through)
+	}
+	cfg.Sockets.Transmit = TransmitEgress
+	for _, f := range Probe(cfg) {
+		if f.Name == event.HookTransmit.String() {
+			require.Equal(t, "capture.sockets.transmit is egress", f.Reason)
+			require.NotEmpty(t, f.Fallback)
+		}
+	}
 	b, err := json.Marshal(found["xdp"])
 	require.NoError(t, err)
 	require.JSONEq(t, `{"group":"packets","name":"xdp","enabled":false,"usable":true}`, string(b))
