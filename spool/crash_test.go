@@ -95,6 +95,7 @@ func TestNothingAcknowledgedIsLostBySIGKILL(t *testing.T) {
 		if round%20 == 0 { // a fresh spool now and then: the tests stays quadratic otherwise
 			cfg.Dir, last = t.TempDir(), 0
 		}
+		cfg.Sync = []SyncMode{SyncInterval, SyncOff, SyncBlock}[round%3] // acknowledged means the same in all of them
 		cmd := child(t, "record", cfg, strconv.Itoa(round*2+1))
 		out, err := cmd.StdoutPipe()
 		require.NoError(t, err)
@@ -130,7 +131,7 @@ func TestNothingAcknowledgedIsLostBySIGKILL(t *testing.T) {
 		_ = cmd.Wait()
 		last = max(last, acked)
 
-		if round%3 == 2 {
+		if round%4 == 2 {
 			continue // the next recorder recovers, not a reader
 		}
 		r, err := Open(t.Context(), cfg.Dir, ReadOptions{Log: testLog(t)})

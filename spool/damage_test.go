@@ -418,6 +418,27 @@ func TestLoneSegment(t *testing.T) {
 	require.NotEmpty(t, hintOf(err))
 }
 
+// TestSegmentCopiedAway copies segments one by one while the recording goes on and retention removes them: each copy is read elsewhere, whole.
+func TestSegmentCopiedAway(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	cfg.MaxBytes = 8 << 20
+	w := create(t, cfg)
+	var last ID
+	for n := range uint64(12) {
+		fill(t, w, 7, 100_000)
+		require.NoError(t, w.Rotate(t.Context()))
+		copied := filepath.Join(t.TempDir(), "copy")
+		require.NoError(t, os.CopyFS(copied, os.DirFS(segmentDir(cfg.Dir, n+1))))
+		fill(t, w, 2, 100_000) // while it is read
+		got, damage := drain(t, open(t, copied))
+		require.Empty(t, damage)
+		require.Equal(t, last+1, got[0])
+		last = got[len(got)-1]
+		require.NoError(t, os.RemoveAll(copied))
+	}
+	require.Positive(t, w.Stats().Dropped.Segments)
+}
+
 // TestCopiedSpool copies a whole spool while it is recorded, as a person would: all closed segments are in the copy.
 func TestCopiedSpool(t *testing.T) {
 	cfg := testConfig(t.TempDir())
