@@ -23,7 +23,14 @@
 // round, or the oldest record still in a slot, less 50 µs for clocks that differ between CPUs; the
 // Tick is given when all that lay in the ring after the round was read. Records of one socket are
 // numbered by SockSeq, in the order in which the hooks ran. Anchors come every ten seconds, when
-// the wall clock has drifted by a quarter of a millisecond, and at once when it is set.
+// the wall clock has drifted by a quarter of a millisecond, and at once when it is set: a timer that is
+// cancelled then is waited for beside the reader.
+//
+// # Rights
+//
+// What takes rights is done at the start: programs are loaded, iterators and namespaces opened, a thread is left in the
+// namespace of the interfaces. After the inventory [Capture.DropRights] can give up all capabilities of the
+// process; tcx links to interfaces that appear later need none, filters of clsact need CAP_NET_ADMIN.
 //
 // # What the numbers mean
 //
