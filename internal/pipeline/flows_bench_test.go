@@ -49,7 +49,7 @@ func (c *crowd) join(m *member, block int) []byte {
 	return event.Append(nil, i)
 }
 
-// connection names the last one that was made, by its two ends.
+// connection names it by its two ends.
 func (m *member) connection() string {
 	return fmt.Sprintf("%s:%d-%s:%d", netip.AddrFrom16(m.head.Local).Unmap(), m.head.LocalPort, netip.AddrFrom16(m.head.Peer).Unmap(), m.head.PeerPort)
 }
@@ -65,11 +65,10 @@ func (c *crowd) block(n int, dst []byte) []byte {
 		}
 		h := m.head
 		h.Time, h.CPU, h.Hook, h.Dir = c.at, uint16(k>>6&1), event.HookTCEgress, event.DirOut
-		switch {
-		case k%32 == 31:
+		if k%32 == 31 {
 			h.Hook = event.HookTransmit
 			dst = event.Append(dst, &event.Sample{Header: h, SndCwnd: 10 + uint32(k>>8&7), RTT: 20000, State: event.Established, Present: event.HasTCP})
-		default:
+		} else {
 			s := event.Segment{Header: h, TCPFlags: event.ACK, GSOSegs: 1, VLAN: event.NoVLAN, VLANInner: event.NoVLAN, WireLen: 66, IPLen: 20, TCPLen: 20, TTL: 64, Window: 500}
 			if k&1 == 0 {
 				s.Hook, s.Dir, s.Cookie = event.HookTCIngress, event.DirIn, 0

@@ -187,7 +187,7 @@ func walk(ctx context.Context, r *spool.Reader, ranges []idRange, progress Progr
 		var head *headError
 		switch {
 		case errors.As(err, &head):
-			err, src = head.err, nil
+			err = head.err
 		case errors.Is(err, io.EOF):
 			return nil
 		case errors.As(err, &hurt):
