@@ -86,9 +86,14 @@ shows only a part of it.`,
 				fmt.Fprintf(a.stdout, "\nthere is no tcpdump to compare with: %v\n", missing)
 			}
 			var stolen, cpu float64
+			var unseen uint64
 			for _, r := range res.Runs {
+				unseen += r.Sent - min(r.Sent, r.Packets)
 				stolen += r.Stolen
 				cpu += r.Seconds * float64(res.CPUs)
+			}
+			if unseen > 0 {
+				fmt.Fprintf(a.stdout, "%s packets were dropped by a receive queue that was full, before anybody saw them\n", count(unseen))
 			}
 			printStolen(a.stdout, stolen/cpu)
 			return nil

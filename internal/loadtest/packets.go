@@ -69,7 +69,8 @@ func (o PacketOptions) Runs() int { return o.Rounds * len(o.observers()) }
 type PacketRun struct {
 	Observer  Observer `json:"observer"`
 	Seconds   float64  `json:"seconds"` // that sending took
-	Machine            // Packets: that came in
+	Sent      uint64   `json:"sent"`
+	Machine            // Packets: that came in; a receive queue that is full drops the rest before anybody sees it
 	Observed  uint64   `json:"observed"`             // of them, stored
 	Lost      uint64   `json:"lost"`                 // as the observer itself says
 	OwnCPU    float64  `json:"observer_cpu_seconds"` // of its process; the rest of its cost falls on those who send and receive
