@@ -126,6 +126,8 @@ guest() {
 		mount -t tracefs trace /sys/kernel/tracing 2>/dev/null
 		mount -t bpf bpf /sys/fs/bpf 2>/dev/null
 		mount -t cgroup2 cg /sys/fs/cgroup 2>/dev/null
+		# No tunl0 in every namespace: the tests count interfaces.
+		echo 2 >/proc/sys/net/core/fb_tunnels_only_for_init_net
 		while read m; do
 			case \$m in
 			*.xz) xz -dc /lib/modules/\$m >/tmp/m.ko && insmod /tmp/m.ko ;;
