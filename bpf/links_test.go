@@ -133,6 +133,7 @@ func TestThousandInterfacesLeaveNothing(t *testing.T) {
 		l := lab(t, netlab.Options{})
 		cfg := in(l.R)
 		cfg.noTCX = classic
+		base := 0 // lo, toa, tob, and what some kernels have in every namespace
 		r, _ := during(t, cfg, func(c *Capture) {
 			<-c.inventory.done
 			attached := func() int {
@@ -140,7 +141,7 @@ func TestThousandInterfacesLeaveNothing(t *testing.T) {
 				defer c.ifaces.mu.Unlock()
 				return len(c.ifaces.attached)
 			}
-			base := attached()
+			base = attached()
 			var objects map[string]int
 			var routines int
 			for batch := range batches {
@@ -154,15 +155,23 @@ func TestThousandInterfacesLeaveNothing(t *testing.T) {
 					}
 					return nil
 				}))
-				require.Eventually(t, func() bool { return attached() == base+2*pairs }, time.Minute, 5*time.Millisecond)
+				require.Eventually(t, func() bool { return attached() == base+2*pairs }, patience, 5*time.Millisecond)
 				require.NoError(t, l.R.Do(func() error { return deleteGroup(group) }))
-				require.Eventually(t, func() bool { return attached() == base }, time.Minute, 5*time.Millisecond)
+				require.Eventually(t, func() bool { return attached() == base }, patience, 5*time.Millisecond)
 				if batch == 0 {
 					objects, routines = kernelObjects(t), runtime.NumGoroutine()
 				}
 			}
-			require.Equal(t, objects, kernelObjects(t), "programs, maps and links of this process")
-			for end := time.Now().Add(time.Minute); runtime.NumGoroutine() > routines && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			// The last links may still be closing.
+			eventually(t, "programs, maps and links of this process are no more than they were", func() bool {
+				for kind, n := range kernelObjects(t) {
+					if n > objects[kind] {
+						return false
+					}
+				}
+				return true
+			})
+			for end := time.Now().Add(patience); runtime.NumGoroutine() > routines && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 			}
 			require.LessOrEqual(t, runtime.NumGoroutine(), routines, "goroutines")
 		})
@@ -172,7 +181,7 @@ func TestThousandInterfacesLeaveNothing(t *testing.T) {
 				links++
 			}
 		}
-		require.Equal(t, 3+2*pairs*batches, links) // lo, toa, tob too
+		require.Equal(t, base+2*pairs*batches, links)
 	})
 }
 
