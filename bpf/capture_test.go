@@ -7,11 +7,13 @@ package bpf
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -32,11 +34,14 @@ func bounded(t testing.TB) context.Context {
 	return ctx
 }
 
+// labs counts those that were made.
+var labs atomic.Uint32
+
 // lab makes a network whose namespaces have paths.
 func lab(t *testing.T, o netlab.Options) *netlab.Lab {
 	t.Helper()
 	requireBPF(t)
-	o.Name = "bpf"
+	o.Name = fmt.Sprintf("bpf%d", labs.Add(1)) // a test may make several
 	return netlab.ForTest(t, o)
 }
 

@@ -240,19 +240,27 @@ func resetsAreTold(t *testing.T) (untold string) {
 	})
 	r.identity(t, a)
 	sent, received := r.incidents(event.HookSendReset), r.incidents(event.HookReceiveReset)
-	if len(sent) < 2 || len(received) < 2 {
+	// Kernels before 6.10 have been seen that do not tell of an abort.
+	reasons := tracepointArgs(btf.NewCache(), "tcp_send_reset") > 2
+	want := 2
+	if !reasons && len(sent) == 1 {
+		want = 1
+	}
+	if len(sent) < want || len(received) < 2 {
 		return fmt.Sprintf("%d of 2 resets sent, %d of 2 received", len(sent), len(received))
 	}
-	require.Len(t, sent, 2)
 	require.Equal(t, netip.AddrPortFrom(l.A.IPv4, refused), sent[0].LocalAddr())
 	require.NotZero(t, sent[0].TCPFlags&event.SYN, "the segment that it answers")
 	require.Zero(t, sent[0].Cookie)
-	require.NotZero(t, sent[1].Cookie, "the client aborts")
+	require.Len(t, sent, want)
+	if want == 2 {
+		require.NotZero(t, sent[1].Cookie, "the client aborts")
+	}
 	for _, i := range sent {
 		require.Equal(t, l.B.IPv4, i.PeerAddr().Addr())
 		require.Equal(t, event.DirOut, i.Dir)
 		require.NotZero(t, i.Netns)
-		if tracepointArgs(btf.NewCache(), "tcp_send_reset") > 2 {
+		if reasons {
 			require.NotZero(t, i.Reason)
 		}
 	}
