@@ -176,7 +176,7 @@ func TestOtelcolCapturesWithTheSample(t *testing.T) {
 	require.NoError(t, err)
 	moved, err := lab.Transfer(ctx, netlab.Transfer{Bytes: megabytes << 20})
 	require.NoError(t, err)
-	require.NoError(t, lab.A.Quiet(ctx))
+	require.NoError(t, lab.B.Quiet(ctx)) // in A, the Collector has a connection of its own
 	after, err := lab.A.SNMP()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
