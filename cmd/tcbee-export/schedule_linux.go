@@ -4,9 +4,11 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +20,7 @@ const urgentNice = -15
 // schedule is how the process asks for the CPUs. It works in batches (SCHED_BATCH, sched(7)): the ring
 // holds seconds of events, so they can wait until a CPU is free, and the recorder never interrupts the programs
 // that it watches by waking up. Where so many want the CPUs that the ring fills up all the same, it
-// takes precedence until it has caught up. Threads of the Go runtime that start later inherit both.
+// takes precedence until it has caught up. Threads of the Go runtime that start later inherit all of that.
 type schedule struct {
 	log  *slog.Logger
 	nice int // as the process began
@@ -34,12 +36,28 @@ func newSchedule(log *slog.Logger) *schedule {
 	if err := eachThread(batch); err != nil {
 		log.Warn("the recorder may interrupt other programs", "error", err)
 	}
+	if err := eachThread(lazy); err != nil {
+		log.Debug("the recorder wakes up more often than it has to (CAP_SYS_NICE, or TimerSlackNSec= of a systemd unit)", "error", err)
+	}
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NICE, &limit); err == nil && limit.Cur < 20-urgentNice {
 		limit.Cur, limit.Max = 20-urgentNice, max(limit.Max, 20-urgentNice)
 		_ = unix.Setrlimit(unix.RLIMIT_NICE, &limit) // told by hurry, if it matters
 	}
 	return s
+}
+
+// timerSlack is by how much a sleep of the process may last longer. With each turn of the recorder the Go runtime's monitor
+// begins to look at it every 20 µs, some fifty times: wake-ups that other programs feel, for what can wait.
+const timerSlack = 5 * time.Millisecond
+
+// lazy gives a thread that slack. Another one than the caller takes CAP_SYS_NICE.
+func lazy(thread int) error {
+	err := os.WriteFile(fmt.Sprintf("/proc/%d/timerslack_ns", thread), strconv.AppendInt(nil, int64(timerSlack), 10), 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return unix.ESRCH
+	}
+	return err
 }
 
 // hurry is for Capture.OnBacklog.

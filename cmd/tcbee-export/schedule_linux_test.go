@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"testing"
@@ -10,6 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
+
+func slackFile(thread int) string { return fmt.Sprintf("/proc/%d/timerslack_ns", thread) }
 
 func TestRecorderBehindTakesPrecedence(t *testing.T) {
 	own, err := unix.SchedGetAttr(0, 0)
@@ -22,6 +25,9 @@ func TestRecorderBehindTakesPrecedence(t *testing.T) {
 	defer func() {
 		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NICE, &limit))
 		require.NoError(t, eachThread(func(thread int) error { return unix.SchedSetAttr(thread, own, 0) }))
+		require.NoError(t, eachThread(func(thread int) error {
+			return os.WriteFile(slackFile(thread), []byte("0"), 0) // as the thread began
+		}))
 	}()
 	all := func(policy uint32, nice int) {
 		t.Helper()
@@ -30,6 +36,12 @@ func TestRecorderBehindTakesPrecedence(t *testing.T) {
 			if err == nil {
 				require.Equal(t, policy, attr.Policy)
 				require.EqualValues(t, nice, attr.Nice)
+				slack, err := os.ReadFile(slackFile(thread))
+				if os.IsNotExist(err) {
+					return unix.ESRCH // the thread has ended
+				}
+				require.NoError(t, err)
+				require.Equal(t, "5000000\n", string(slack))
 			}
 			return err
 		}))
