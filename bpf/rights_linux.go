@@ -143,8 +143,11 @@ func capabilityName(bit uint) string {
 			return c.Name
 		}
 	}
-	if bit == unix.CAP_DAC_OVERRIDE {
+	switch bit {
+	case unix.CAP_DAC_OVERRIDE:
 		return "CAP_DAC_OVERRIDE"
+	case unix.CAP_SYS_NICE:
+		return "CAP_SYS_NICE"
 	}
 	return fmt.Sprintf("capability %d", bit)
 }

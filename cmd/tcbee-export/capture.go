@@ -170,7 +170,7 @@ func (a *app) capture(ctx context.Context, c *captureFlags, metrics bool) (err e
 	if err := errors.Join(writeReady(c.ready), a.notifyReady()); err != nil {
 		return err
 	}
-	defer a.dropRights(ctx, capture, cfg.Spool.Dir)()
+	defer a.dropRights(ctx, capture, append(spoolRights(cfg.Spool.Dir), sched.rights()...))()
 	a.log.Info("capturing", "interfaces", strings.Join(cfg.Capture.Interfaces, ","), "spool", cfg.Spool.Dir)
 
 	work := context.WithoutCancel(ctx)

@@ -251,13 +251,22 @@ func TestRecorderDropsItsRights(t *testing.T) {
 			caps = append(caps, uintptr(c.Bit))
 		}
 	}
+	// To take precedence later it raises a limit, where root may do that, and keeps CAP_SYS_NICE where not.
+	own, err := strconv.ParseUint(statusOf(t, os.Getpid(), "CapEff"), 16, 64)
+	require.NoError(t, err)
+	var nice unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NICE, &nice))
+	var precedence uint64
+	if own>>unix.CAP_SYS_RESOURCE&1 == 0 && nice.Max < 20-urgentNice {
+		precedence = own & (1 << unix.CAP_SYS_NICE)
+	}
 	for name, tt := range map[string]struct {
 		uid, owner int // of the process and of the directory that its spool is in
-		left       string
+		left       uint64
 	}{
-		"root":                             {left: "0000000000000000"},
-		"root in another user's directory": {owner: nobody, left: "0000000000000002"}, // CAP_DAC_OVERRIDE
-		"another user":                     {uid: nobody, owner: nobody, left: "0000000000000000"},
+		"root":                             {left: precedence},
+		"root in another user's directory": {owner: nobody, left: precedence | 1<<unix.CAP_DAC_OVERRIDE},
+		"another user":                     {uid: nobody, owner: nobody},
 	} {
 		t.Run(name, func(t *testing.T) {
 			home, err := os.MkdirTemp("", "tcbee-rights-")
@@ -267,7 +276,7 @@ func TestRecorderDropsItsRights(t *testing.T) {
 			require.NoError(t, os.Mkdir(dir, 0o755))
 			require.NoError(t, os.Chown(home, tt.owner, tt.owner))
 			require.NoError(t, os.Chown(dir, tt.owner, tt.owner))
-			ready := filepath.Join(home, "ready")
+			ready, left := filepath.Join(home, "ready"), fmt.Sprintf("%016x", tt.left)
 			r := &recorder{cmd: command(t, "record", "--interface", "lo", "--set", "capture.netns=own", "--ready-file", ready, "--spool", dir, "--json")}
 			r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.errs
 			if tt.uid != 0 {
@@ -279,9 +288,14 @@ func TestRecorderDropsItsRights(t *testing.T) {
 			pid := r.cmd.Process.Pid
 			require.Eventually(t, func() bool {
 				_, err := os.Stat(ready)
-				return err == nil && statusOf(t, pid, "NoNewPrivs") == "1" && statusOf(t, pid, "CapEff") == tt.left
+				return err == nil && statusOf(t, pid, "NoNewPrivs") == "1" && statusOf(t, pid, "CapEff") == left
 			}, patience, 5*time.Millisecond, "the rights are not dropped")
-			require.Equal(t, tt.left, statusOf(t, pid, "CapPrm"))
+			require.Equal(t, left, statusOf(t, pid, "CapPrm"))
+			if own>>unix.CAP_SYS_NICE&1 == 1 && tt.uid == 0 {
+				var limit unix.Rlimit
+				require.NoError(t, unix.Prlimit(pid, unix.RLIMIT_NICE, nil, &limit))
+				require.True(t, limit.Cur >= 20-urgentNice || precedence != 0, "it may not take precedence: %+v", limit)
+			}
 
 			for range 2 {
 				talk(t, 1<<20)

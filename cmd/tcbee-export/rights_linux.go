@@ -14,12 +14,12 @@ import (
 	"github.com/tcbee/tcbee-export/bpf"
 )
 
-// dropRights gives up what the process may do beyond going on with the capture, as soon as its start is complete. The
-// function that it returns waits for that, or for ctx.
-func (a *app) dropRights(ctx context.Context, capture *bpf.Capture, spool string) (wait func()) {
+// dropRights gives up what the process may do beyond going on with the capture, as soon as its start is complete; keep
+// are capabilities that it needs all the same. The function that it returns waits for that, or for ctx.
+func (a *app) dropRights(ctx context.Context, capture *bpf.Capture, keep []uint) (wait func()) {
 	var w sync.WaitGroup
 	w.Go(func() {
-		left, err := capture.DropRights(ctx, spoolRights(spool)...)
+		left, err := capture.DropRights(ctx, keep...)
 		switch {
 		case ctx.Err() != nil:
 		case err != nil:

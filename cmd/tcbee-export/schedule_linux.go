@@ -22,8 +22,9 @@ const urgentNice = -15
 // that it watches by waking up. Where so many want the CPUs that the ring fills up all the same, it
 // takes precedence until it has caught up. Threads of the Go runtime that start later inherit all of that.
 type schedule struct {
-	log  *slog.Logger
-	nice int // as the process began
+	log     *slog.Logger
+	nice    int  // as the process began
+	allowed bool // by RLIMIT_NICE, to take precedence
 }
 
 // newSchedule has the process work in batches, and sees to it that it may take precedence later, without
@@ -40,9 +41,10 @@ func newSchedule(log *slog.Logger) *schedule {
 		log.Debug("the recorder wakes up more often than it has to (CAP_SYS_NICE, or TimerSlackNSec= of a systemd unit)", "error", err)
 	}
 	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NICE, &limit); err == nil && limit.Cur < 20-urgentNice {
-		limit.Cur, limit.Max = 20-urgentNice, max(limit.Max, 20-urgentNice)
-		_ = unix.Setrlimit(unix.RLIMIT_NICE, &limit) // told by hurry, if it matters
+	if err := unix.Getrlimit(unix.RLIMIT_NICE, &limit); err == nil {
+		const want = 20 - urgentNice
+		raised := unix.Rlimit{Cur: max(limit.Cur, want), Max: max(limit.Max, want)}
+		s.allowed = limit.Cur >= want || unix.Setrlimit(unix.RLIMIT_NICE, &raised) == nil
 	}
 	return s
 }
@@ -58,6 +60,14 @@ func lazy(thread int) error {
 		return unix.ESRCH
 	}
 	return err
+}
+
+// rights are the capabilities that hurry takes: none where the limit could be raised, which takes CAP_SYS_RESOURCE.
+func (s *schedule) rights() []uint {
+	if s.allowed {
+		return nil
+	}
+	return []uint{unix.CAP_SYS_NICE}
 }
 
 // hurry is for Capture.OnBacklog.
