@@ -118,9 +118,13 @@ func (d *digester) digest(j *digests) error {
 		}
 	}
 	var err error
+	var keep func(local, peer netip.AddrPort) bool
+	if d.sel != nil && len(d.sel.patterns) > 0 {
+		keep = d.sel.match
+	}
 	edge := j.info.First < lo || j.info.Last >= hi
 	if !edge {
-		if j.entries, err = d.dec.Directory(j.entries, j.src); err != nil {
+		if j.entries, err = d.dec.DirectoryOf(j.entries, j.src, keep); err != nil {
 			return err
 		}
 	}
@@ -139,12 +143,9 @@ func (d *digester) digest(j *digests) error {
 		}
 		d.build.Add(d.part)
 		d.enc = d.build.Seal(d.enc[:0])
-		if j.entries, err = d.dec.Directory(j.entries, d.enc); err != nil {
+		if j.entries, err = d.dec.DirectoryOf(j.entries, d.enc, keep); err != nil {
 			return err
 		}
-	}
-	if d.sel != nil && len(d.sel.patterns) > 0 {
-		j.entries = slices.DeleteFunc(j.entries, func(e block.Entry) bool { return !d.sel.match(e.Local, e.Peer) })
 	}
 	for i := len(j.entries) - 1; i >= 0; i-- {
 		if j.entries[i].Seen&block.SeenSeveral == 0 {

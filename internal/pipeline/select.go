@@ -482,15 +482,8 @@ func (s *selector) holds(info *block.Info, src []byte) (bool, error) {
 		}
 	}
 	var err error
-	if s.entries, err = s.dec.Directory(s.entries[:0], src); err != nil {
-		return false, err
-	}
-	for i := range s.entries {
-		if s.match(s.entries[i].Local, s.entries[i].Peer) {
-			return true, nil
-		}
-	}
-	return false, nil
+	s.entries, err = s.dec.DirectoryOf(s.entries[:0], src, s.match)
+	return len(s.entries) > 0, err
 }
 
 func (s *selector) match(local, peer netip.AddrPort) bool {

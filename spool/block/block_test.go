@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -219,6 +220,12 @@ func TestInfoAndDirectoryTellWhatIsInABlock(t *testing.T) {
 			require.NoError(t, err)
 			require.True(t, ok)
 		}
+
+		odd := func(_, peer netip.AddrPort) bool { return peer.Port()%2 == 1 }
+		some, err := d.DirectoryOf(nil, block, odd)
+		require.NoError(t, err)
+		rest := slices.DeleteFunc(slices.Clone(got), func(e Entry) bool { return !odd(e.Local, e.Peer) })
+		require.Empty(t, cmp.Diff(rest, some, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.AddrPort{})))
 	}
 }
 

@@ -219,6 +219,11 @@ func addr(hi, lo uint64) netip.Addr {
 // appearance, and returns the result. It reads the head alone and checks its CRC; on error dst is
 // returned as it was. Records without a connection (ticks, anchors, ...) have no entry.
 func (d *Decoder) Directory(dst []Entry, src []byte) ([]Entry, error) {
+	return d.DirectoryOf(dst, src, nil)
+}
+
+// DirectoryOf is Directory of the connections alone that keep accepts by their two ends; nil accepts all.
+func (d *Decoder) DirectoryOf(dst []Entry, src []byte, keep func(local, peer netip.AddrPort) bool) ([]Entry, error) {
 	var h head
 	if err := h.read(src); err != nil {
 		return dst, err
@@ -231,10 +236,17 @@ func (d *Decoder) Directory(dst []Entry, src []byte) ([]Entry, error) {
 	var cookie uint64
 	c := d.dirs
 	cookie += unzigzag(c[dirCookie][0])
-	dst = slices.Grow(dst, h.Connections-1)
+	if keep == nil {
+		dst = slices.Grow(dst, h.Connections-1)
+	}
 	for i := 1; i < h.Connections; i++ {
 		k := ks.at(i)
 		cookie += unzigzag(c[dirCookie][i])
+		local := netip.AddrPortFrom(addr(k[1], k[2]), uint16(k[5]))
+		peer := netip.AddrPortFrom(addr(k[3], k[4]), uint16(k[5]>>16))
+		if keep != nil && !keep(local, peer) {
+			continue
+		}
 		first := h.First + c[dirFirst][i]
 		at := func(col int) uint64 {
 			if c[col][i] == 0 {
@@ -252,8 +264,8 @@ func (d *Decoder) Directory(dst []Entry, src []byte) ([]Entry, error) {
 		dst = append(dst, Entry{
 			Netns:       k[0],
 			Cookie:      cookie,
-			Local:       netip.AddrPortFrom(addr(k[1], k[2]), uint16(k[5])),
-			Peer:        netip.AddrPortFrom(addr(k[3], k[4]), uint16(k[5]>>16)),
+			Local:       local,
+			Peer:        peer,
 			Family:      uint8(k[5] >> 48),
 			Segments:    uint32(c[dirSegments][i]),
 			Samples:     uint32(c[dirSamples][i]),
