@@ -45,6 +45,7 @@ func (w *Writer) setAside(s *segment, take func() error, n int64) bool {
 	if !w.mayTake(n) {
 		return false
 	}
+	defer w.settle(n)
 	s.reserved.Add(n)
 	w.openBytes.Add(n)
 	if take() == nil {
@@ -55,13 +56,37 @@ func (w *Writer) setAside(s *segment, take func() error, n int64) bool {
 	return false
 }
 
-// mayTake tells whether there are n bytes to spare on the device, without removing anything for them.
+// mayTake claims n bytes, if there are so many to spare without removing anything for them.
 func (w *Writer) mayTake(n int64) bool {
 	if w.cfg.MaxBytes > 0 && w.used()+n > w.cfg.MaxBytes {
 		return false
 	}
-	disk, err := diskOf(w.cfg.Dir)
-	return err == nil && !disk.readOnly && disk.free-n >= w.cfg.MinFreeBytes
+	_, ok, err := w.claim(n)
+	return ok && err == nil
+}
+
+// claim promises n bytes of the device to the caller, if there are so many to spare beyond what is promised to others: Append, stayAhead and
+// prepare take space side by side, and none may count on what another one is about to take. After ok the caller takes them, and
+// calls settle. The state has what is promised taken off.
+func (w *Writer) claim(n int64) (disk diskState, ok bool, err error) {
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	if disk, err = diskOf(w.cfg.Dir); err != nil || disk.readOnly {
+		return disk, false, err
+	}
+	disk.free -= w.claimed
+	if disk.free-n < w.cfg.MinFreeBytes {
+		return disk, false, nil
+	}
+	w.claimed += n
+	return disk, true, nil
+}
+
+// settle ends a claim: the bytes have been taken, or will not be.
+func (w *Writer) settle(n int64) {
+	w.spaceMu.Lock()
+	w.claimed -= n
+	w.spaceMu.Unlock()
 }
 
 // startWriteback lets the device begin early, so that closing finds little left to do: with what lies before end, in whole pages of the

@@ -51,6 +51,9 @@ type Writer struct {
 	dropped Dropped
 	warned  bool // of the first removal by retention
 
+	spaceMu sync.Mutex // taken last
+	claimed int64      // of the device: see claim
+
 	closedBytes atomic.Int64 // of the device: closed segments, and trash until it is gone
 	openBytes   atomic.Int64 // of the device: segments that are not closed
 
@@ -404,28 +407,28 @@ func (w *Writer) makeRoom(s *segment, n int64) error {
 		if vlog == 0 && wal == 0 {
 			return nil
 		}
-		need := vlog + wal
+		need := int64(0) // what reserve takes
 		if vlog > 0 {
-			need = max(need, step)
+			need += max(vlog, step)
 		}
 		if wal > 0 {
-			need = max(need, walChunk)
+			need += max(wal, walChunk)
 		}
 		if w.cfg.MaxBytes > 0 && w.used()+need > w.cfg.MaxBytes {
 			if w.dropOldest() || w.waitClosing() {
 				continue
 			}
 		}
-		disk, err := diskOf(s.info.Dir)
+		disk, ok, err := w.claim(need)
 		if err != nil {
 			return err
 		}
 		if disk.readOnly {
 			return readOnlyError(s.info.Dir, nil)
 		}
-		full := disk.free-need < w.cfg.MinFreeBytes
-		if !full {
+		if ok {
 			sum, err := s.reserve(n, step, walChunk)
+			w.settle(need)
 			w.openBytes.Add(sum)
 			if err == nil {
 				return nil
@@ -438,7 +441,7 @@ func (w *Writer) makeRoom(s *segment, n int64) error {
 		if w.cfg.OnFull == FullDropOldest && w.dropOldest() {
 			continue
 		}
-		if step > 0 && full && need > vlog+wal {
+		if step > 0 && !ok && need > vlog+wal {
 			step = 0 // less will do for this block
 			if wal == 0 {
 				continue
@@ -544,28 +547,32 @@ func (w *Writer) prepare() error {
 
 // openNext creates the next segment if there is room for it.
 func (w *Writer) openNext() (*segment, error) {
-	disk, err := diskOf(w.cfg.Dir)
-	if err != nil {
+	disk, ok, err := w.claim(openBytes + walChunk)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if disk.readOnly {
+	case disk.readOnly:
 		return nil, withHint(fmt.Errorf("cannot record into %s: %w", w.cfg.Dir, ErrReadOnly), "choose another --spool")
-	}
-	if disk.free-openBytes-walChunk < w.cfg.MinFreeBytes {
+	case !ok:
 		return nil, w.fullError(disk)
 	}
 	s, err := createSegment(w.cfg.Dir, w.number, w.cfg.SegmentBytes, w.meta, w.key, w.log)
+	w.settle(openBytes + walChunk)
 	if isNoSpace(err) {
 		err = fmt.Errorf("%w: %w", ErrFull, err)
 	}
-	if err == nil && w.mayTake(w.step()+s.reserved.Load()) {
+	if err != nil {
+		return nil, err
+	}
+	if first := w.step() + s.reserved.Load(); w.mayTake(first) {
+		defer w.settle(first)
 		// What the first blocks need. If it cannot be had, Append sees to it.
 		if _, err := s.reserve(w.step(), w.step(), walChunk); err == nil {
 			populate(s.vlog, 0, s.vlogRes)
 			populate(s.wal, 0, s.walRes)
 		}
 	}
-	return s, err
+	return s, nil
 }
 
 // Rotate ends the segment that is written, so that others can read all blocks appended before the call, and returns
