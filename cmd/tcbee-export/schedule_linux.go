@@ -55,12 +55,14 @@ const timerSlack = 5 * time.Millisecond
 
 // lazy gives a thread that slack. Another one than the caller takes CAP_SYS_NICE.
 func lazy(thread int) error {
-	err := os.WriteFile(fmt.Sprintf("/proc/%d/timerslack_ns", thread), strconv.AppendInt(nil, int64(timerSlack), 10), 0)
+	err := os.WriteFile(slackFile(thread), strconv.AppendInt(nil, int64(timerSlack), 10), 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return unix.ESRCH
 	}
 	return err
 }
+
+func slackFile(thread int) string { return fmt.Sprintf("/proc/%d/timerslack_ns", thread) }
 
 // rights are the capabilities that hurry takes: none where the limit could be raised, which takes CAP_SYS_RESOURCE.
 func (s *schedule) rights() []uint {

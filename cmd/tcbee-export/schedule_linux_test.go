@@ -3,7 +3,6 @@
 package main
 
 import (
-	"fmt"
 	"log/slog"
 	"os"
 	"testing"
@@ -11,8 +10,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
-
-func slackFile(thread int) string { return fmt.Sprintf("/proc/%d/timerslack_ns", thread) }
 
 func TestRecorderBehindTakesPrecedence(t *testing.T) {
 	own, err := unix.SchedGetAttr(0, 0)

@@ -162,7 +162,8 @@ func (d *digester) digest(j *digests) error {
 }
 
 // early reports whether the directory is, or may be, one of early programs, which did not tell yet how connections open and end: it says
-// nothing of any connection beyond the flags of its segments.
+// nothing of any connection beyond the flags of its segments. If entries are of some connections alone, a later program's may look like that; their
+// records tell the same.
 func early(entries []block.Entry) bool {
 	for i := range entries {
 		if entries[i].Seen >= block.SeenLife {
