@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -96,4 +97,24 @@ spool is removed again.`,
 	_ = cmd.MarkFlagDirname("dir")
 	a.jsonFlag(cmd)
 	return cmd
+}
+
+// measured runs a measurement of so many runs, each of which it tells, with a bar of progress, and prints what came of it.
+func measured[T any](a *app, runs int, measure func(each func()) (T, error), print func(io.Writer, T)) error {
+	bar, done := a.progress("measuring", !a.json)
+	n := 0
+	res, err := measure(func() {
+		if n++; bar != nil {
+			bar(uint64(n), uint64(runs))
+		}
+	})
+	done()
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return printJSON(a.stdout, res)
+	}
+	print(a.stdout, res)
+	return nil
 }

@@ -59,22 +59,9 @@ more than the ratio of the medians. The network, the processes and the spools ar
 			if err := o.Validate(); err != nil {
 				return withCode(codeUsage, err)
 			}
-			bar, done := a.progress("measuring", !a.json)
-			n := 0
-			res, err := loadtest.Overhead(cmd.Context(), o, a.log, func(loadtest.Run) {
-				if n++; bar != nil {
-					bar(uint64(n), uint64(o.Runs()))
-				}
-			})
-			done()
-			if err != nil {
-				return err
-			}
-			if a.json {
-				return printJSON(a.stdout, res)
-			}
-			printOverhead(a.stdout, res)
-			return nil
+			return measured(a, o.Runs(), func(each func()) (loadtest.OverheadResult, error) {
+				return loadtest.Overhead(cmd.Context(), o, a.log, func(loadtest.Run) { each() })
+			}, printOverhead)
 		},
 	}
 	f := cmd.Flags()

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os/exec"
 	"time"
 
@@ -51,52 +52,9 @@ shows only a part of it.`,
 			if err := o.Validate(); err != nil {
 				return withCode(codeUsage, err)
 			}
-			bar, done := a.progress("measuring", !a.json)
-			n := 0
-			res, err := loadtest.Packets(cmd.Context(), o, a.log, func(loadtest.PacketRun) {
-				if n++; bar != nil {
-					bar(uint64(n), uint64(o.Runs()))
-				}
-			})
-			done()
-			if err != nil {
-				return err
-			}
-			if a.json {
-				return printJSON(a.stdout, res)
-			}
-			t := &table{columns: []column{
-				{title: "observer"}, {title: "packets/s", right: true}, {title: "system cpu per packet", right: true},
-				{title: "from", right: true, rank: 1}, {title: "to", right: true, rank: 1}, {title: "own process", right: true},
-				{title: "stored", right: true}, {title: "lost", right: true},
-			}}
-			ns := func(f float64) string { return fmt.Sprintf("%.0f ns", f) }
-			for _, c := range res.Costs {
-				sign, own, stored, lost := "+ ", ns(c.Own), count(c.Observed), count(c.Lost)
-				if c.Observer == loadtest.Nobody {
-					sign, own, stored, lost = "", "-", "-", "-"
-				}
-				t.add(string(c.Observer), count(uint64(c.Rate)), sign+ns(c.PerPacket), ns(c.Lowest), ns(c.Highest), own, stored, lost)
-			}
-			t.print(a.stdout, terminalWidth(a.stdout))
-			switch {
-			case o.TCPDump:
-				fmt.Fprintf(a.stdout, "\nrecord adds %.2f times what tcpdump adds (median of the rounds' ratios: %.2f)\n", res.Ratio, res.PairRatio)
-			case missing != nil:
-				fmt.Fprintf(a.stdout, "\nthere is no tcpdump to compare with: %v\n", missing)
-			}
-			var stolen, cpu float64
-			var unseen uint64
-			for _, r := range res.Runs {
-				unseen += r.Sent - min(r.Sent, r.Packets)
-				stolen += r.Stolen
-				cpu += r.Seconds * float64(res.CPUs)
-			}
-			if unseen > 0 {
-				fmt.Fprintf(a.stdout, "%s packets were dropped by a receive queue that was full, before anybody saw them\n", count(unseen))
-			}
-			printStolen(a.stdout, stolen/cpu)
-			return nil
+			return measured(a, o.Runs(), func(each func()) (loadtest.PacketResult, error) {
+				return loadtest.Packets(cmd.Context(), o, a.log, func(loadtest.PacketRun) { each() })
+			}, func(w io.Writer, res loadtest.PacketResult) { printPackets(w, res, missing) })
 		},
 	}
 	f := cmd.Flags()
@@ -111,4 +69,39 @@ shows only a part of it.`,
 	complete(cmd, "compare", "tcpdump", "none")
 	a.jsonFlag(cmd)
 	return cmd
+}
+
+// printPackets prints a table; missing says why there is no tcpdump in it, if one was to be.
+func printPackets(w io.Writer, res loadtest.PacketResult, missing error) {
+	t := &table{columns: []column{
+		{title: "observer"}, {title: "packets/s", right: true}, {title: "system cpu per packet", right: true},
+		{title: "from", right: true, rank: 1}, {title: "to", right: true, rank: 1}, {title: "own process", right: true},
+		{title: "stored", right: true}, {title: "lost", right: true},
+	}}
+	ns := func(f float64) string { return fmt.Sprintf("%.0f ns", f) }
+	for _, c := range res.Costs {
+		sign, own, stored, lost := "+ ", ns(c.Own), count(c.Observed), count(c.Lost)
+		if c.Observer == loadtest.Nobody {
+			sign, own, stored, lost = "", "-", "-", "-"
+		}
+		t.add(string(c.Observer), count(uint64(c.Rate)), sign+ns(c.PerPacket), ns(c.Lowest), ns(c.Highest), own, stored, lost)
+	}
+	t.print(w, terminalWidth(w))
+	switch {
+	case res.Ratio != 0:
+		fmt.Fprintf(w, "\nrecord adds %.2f times what tcpdump adds (median of the rounds' ratios: %.2f)\n", res.Ratio, res.PairRatio)
+	case missing != nil:
+		fmt.Fprintf(w, "\nthere is no tcpdump to compare with: %v\n", missing)
+	}
+	var stolen, cpu float64
+	var unseen uint64
+	for _, r := range res.Runs {
+		unseen += r.Sent - min(r.Sent, r.Packets)
+		stolen += r.Stolen
+		cpu += r.Seconds * float64(res.CPUs)
+	}
+	if unseen > 0 {
+		fmt.Fprintf(w, "%s packets were dropped by a receive queue that was full, before anybody saw them\n", count(unseen))
+	}
+	printStolen(w, stolen/cpu)
 }
