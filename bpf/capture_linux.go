@@ -57,6 +57,8 @@ type Capture struct {
 	inventory inventory
 
 	backlog func(behind bool) // see OnBacklog
+	watcher *watcher          // see Watch
+	looks   atomic.Uint64     // how often Next looked for something to do
 
 	mu      sync.Mutex // guards what follows
 	side    []byte     // records of other goroutines, for the next batch
@@ -305,6 +307,7 @@ func (c *Capture) Next(ctx context.Context) ([]byte, error) {
 		c.ring.release()
 	}
 	for {
+		c.looks.Add(1)
 		if len(c.next) > 0 {
 			c.own, c.next = c.next, c.own[:0]
 			return c.own, nil
@@ -421,7 +424,7 @@ func (c *Capture) turn(now uint64) error {
 }
 
 // OnBacklog has f called, by Next, when the reader falls behind the kernel and the ring is a quarter full, and
-// when it has caught up. It must be called before the first Next.
+// when it has caught up. It must be called before the first Next; see Watch for a reader that does not run at all.
 func (c *Capture) OnBacklog(f func(behind bool)) { c.backlog = f }
 
 func (c *Capture) lookBehind() {
@@ -431,6 +434,9 @@ func (c *Capture) lookBehind() {
 		c.backlog(behind)
 	}
 	c.behind = behind
+	if used <= size/4 {
+		c.callMe()
+	}
 }
 
 // tick ends a round.
@@ -446,9 +452,7 @@ func (c *Capture) tick() {
 
 // wait sleeps until the next round, the ring fills up, ctx ends or Stop is called.
 func (c *Capture) wait(ctx context.Context, now uint64) error {
-	asleep := (*uint32)(unsafe.Pointer(&c.control[0]))
-	atomic.StoreUint32(asleep, 1)
-	defer atomic.StoreUint32(asleep, 0)
+	c.callMe()
 	stop := context.AfterFunc(ctx, c.wake)
 	defer stop()
 	timeout := time.Duration(c.round + uint64(c.cfg.FlushAge) - now)
@@ -593,7 +597,7 @@ func (c *Capture) Close() error {
 	var errs []error
 	c.closeOnce.Do(func() {
 		c.Stop()
-		errs = append(errs, c.clock.close())
+		errs = append(errs, c.clock.close(), c.watcher.close())
 		c.reading.Lock()
 		defer c.reading.Unlock()
 		c.closed = true

@@ -25,6 +25,9 @@ func (*Capture) Next(context.Context) ([]byte, error) { return nil, io.EOF }
 // OnBacklog does nothing on this system.
 func (*Capture) OnBacklog(func(behind bool)) {}
 
+// Watch does nothing on this system.
+func (*Capture) Watch(_, _ func()) error { return nil }
+
 // Stop does nothing on this system.
 func (*Capture) Stop() {}
 

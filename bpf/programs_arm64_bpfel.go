@@ -14,9 +14,9 @@ import (
 )
 
 type programsControl struct {
-	_      structs.HostLayout
-	Asleep uint32
-	Pad    uint32
+	_    structs.HostLayout
+	Call uint32
+	Pad  uint32
 }
 
 type programsFlow struct {

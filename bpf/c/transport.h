@@ -53,7 +53,7 @@ struct {
 
 /* What user space tells the programs while they run. */
 struct control {
-	__u32 asleep; /* the reader waits: wake it when the ring fills up */
+	__u32 call; /* tell user space, once, when the ring fills up */
 	__u32 pad;
 };
 
@@ -65,7 +65,7 @@ struct {
 	__type(value, struct control);
 } controls SEC(".maps");
 
-const volatile __u64 cfg_wake = 1 << 18; /* bytes in the ring from which a sleeping reader is woken */
+const volatile __u64 cfg_wake = 1 << 18; /* bytes in the ring of which user space is told */
 
 /* Lets go of a slot: all that was written before is seen before. */
 static __always_inline void give(struct slot *s)
@@ -102,8 +102,10 @@ __noinline int send(struct slot *s)
 	b->cpu = bpf_get_smp_processor_id();
 	b->count = n;
 	c = bpf_map_lookup_elem(&controls, &zero);
-	if (c && READ_ONCE(c->asleep) && bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) + len >= cfg_wake)
+	if (c && READ_ONCE(c->call) && bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) + len >= cfg_wake) {
+		WRITE_ONCE(c->call, 0);
 		flags = BPF_RB_FORCE_WAKEUP;
+	}
 
 	err = bpf_ringbuf_output(&ring, b, sizeof(*b) + len, flags);
 	if (err) {

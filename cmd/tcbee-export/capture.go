@@ -156,8 +156,12 @@ func (a *app) capture(ctx context.Context, c *captureFlags, metrics bool) (err e
 	if err != nil {
 		return captureError(err)
 	}
-	capture.OnBacklog(sched.hurry)
 	defer func() { err = errors.Join(err, withCode(codeKernel, capture.Close())) }()
+	capture.OnBacklog(sched.hurry)
+	if err := capture.Watch(sched.late, sched.quiet); err != nil {
+		return withCode(codeKernel, err)
+	}
+	source := sched.source(capture)
 
 	if c.duration > 0 {
 		var cancel context.CancelFunc
@@ -176,9 +180,9 @@ func (a *app) capture(ctx context.Context, c *captureFlags, metrics bool) (err e
 	work := context.WithoutCancel(ctx)
 	var result pipeline.Result
 	if metrics {
-		result, err = pipeline.Run(work, capture, w, meta, pipeline.ReadOptions{Process: cfg.Process, Export: cfg.Export}, sink, a.log)
+		result, err = pipeline.Run(work, source, w, meta, pipeline.ReadOptions{Process: cfg.Process, Export: cfg.Export}, sink, a.log)
 	} else {
-		result, err = pipeline.Record(work, capture, w, a.log)
+		result, err = pipeline.Record(work, source, w, a.log)
 	}
 	if perr := a.printResult(result); perr != nil && err == nil {
 		err = perr

@@ -4,7 +4,11 @@
 
 package main
 
-import "log/slog"
+import (
+	"log/slog"
+
+	"github.com/tcbee/tcbee-export/internal/pipeline"
+)
 
 // schedule is nothing on this system, which has no capture.
 type schedule struct{}
@@ -14,3 +18,9 @@ func newSchedule(*slog.Logger) *schedule { return nil }
 func (*schedule) rights() []uint { return nil }
 
 func (*schedule) hurry(bool) {}
+
+func (*schedule) late() {}
+
+func (*schedule) quiet() {}
+
+func (*schedule) source(src pipeline.Source) pipeline.Source { return src }
