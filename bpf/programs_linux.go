@@ -160,6 +160,8 @@ func loadObject(cfg Config, set settings) (*object, error) {
 	for name, v := range map[string]any{
 		programsVarCfgWake:          uint64(size / 4),
 		programsVarCfgHz:            set.hz,
+		programsVarCfgJiffyUs:       quotient(1_000_000, set.hz),
+		programsVarCfgJiffyMs:       quotient(1_000, set.hz),
 		programsVarCfgNetns:         set.netns,
 		programsVarCfgLinkNetns:     set.linkNetns,
 		programsVarCfgPackets:       flag(cfg.Packets.Enabled),
@@ -243,6 +245,14 @@ func (o *object) close() {
 		c.Close()
 	}
 	o.coll.Close()
+}
+
+// quotient returns n / d, 0 if that is no whole number.
+func quotient(n, d uint32) uint32 {
+	if n%d != 0 {
+		return 0
+	}
+	return n / d
 }
 
 func flag(b bool) uint8 {

@@ -77,6 +77,8 @@ type programsSockState struct {
 	Tid    uint32
 	Uid    uint32
 	Comm   [16]uint8
+	CaOps  uint64
+	CaName [16]uint8
 }
 
 type programsTuple struct {
@@ -128,6 +130,8 @@ const (
 	programsVarCfgFlows             = "cfg_flows"
 	programsVarCfgGenerate          = "cfg_generate"
 	programsVarCfgHz                = "cfg_hz"
+	programsVarCfgJiffyMs           = "cfg_jiffy_ms"
+	programsVarCfgJiffyUs           = "cfg_jiffy_us"
 	programsVarCfgKfreeSock         = "cfg_kfree_sock"
 	programsVarCfgLinkNetns         = "cfg_link_netns"
 	programsVarCfgNetns             = "cfg_netns"
@@ -238,6 +242,8 @@ type programsVariableSpecs struct {
 	CfgFlows         *ebpf.VariableSpec `ebpf:"cfg_flows"`
 	CfgGenerate      *ebpf.VariableSpec `ebpf:"cfg_generate"`
 	CfgHz            *ebpf.VariableSpec `ebpf:"cfg_hz"`
+	CfgJiffyMs       *ebpf.VariableSpec `ebpf:"cfg_jiffy_ms"`
+	CfgJiffyUs       *ebpf.VariableSpec `ebpf:"cfg_jiffy_us"`
 	CfgKfreeSock     *ebpf.VariableSpec `ebpf:"cfg_kfree_sock"`
 	CfgLinkNetns     *ebpf.VariableSpec `ebpf:"cfg_link_netns"`
 	CfgNetns         *ebpf.VariableSpec `ebpf:"cfg_netns"`
@@ -312,6 +318,8 @@ type programsVariables struct {
 	CfgFlows         *ebpf.Variable `ebpf:"cfg_flows"`
 	CfgGenerate      *ebpf.Variable `ebpf:"cfg_generate"`
 	CfgHz            *ebpf.Variable `ebpf:"cfg_hz"`
+	CfgJiffyMs       *ebpf.Variable `ebpf:"cfg_jiffy_ms"`
+	CfgJiffyUs       *ebpf.Variable `ebpf:"cfg_jiffy_us"`
 	CfgKfreeSock     *ebpf.Variable `ebpf:"cfg_kfree_sock"`
 	CfgLinkNetns     *ebpf.Variable `ebpf:"cfg_link_netns"`
 	CfgNetns         *ebpf.Variable `ebpf:"cfg_netns"`

@@ -21,11 +21,11 @@ static __always_inline struct tcb_incident *incident(struct slot **slot, __u32 h
 	s = take(hook);
 	if (!s)
 		return NULL;
-	now = bpf_ktime_get_ns();
 	if (other_netns(sk)) {
 		skip(s, hook);
 		return NULL;
 	}
+	now = bpf_ktime_get_ns();
 	r = room(s);
 	if (!r) {
 		skip(s, hook);

@@ -255,7 +255,7 @@ int generate_samples(struct __sk_buff *skb)
 			m->h.kind = TCB_SAMPLE;
 			m->h.size = sizeof(*m);
 			m->h.dir = TCB_DIR_OUT;
-			fill_sample(m, o.tp, now);
+			fill_sample(m, o.tp, o.st, now);
 			m->trigger_seq = m->trigger_ack = m->trigger_len = 0;
 			keep(s, TCB_HOOK_TRANSMIT, sizeof(*m), now);
 		} else {

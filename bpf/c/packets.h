@@ -263,7 +263,7 @@ sample:
 		m->h.kind = TCB_SAMPLE;
 		m->h.size = sizeof(*m);
 		m->h.dir = TCB_DIR_OUT;
-		fill_sample(m, o->tp, now);
+		fill_sample(m, o->tp, o->st, now);
 		m->trigger_seq = seq;
 		m->trigger_ack = ack;
 		m->trigger_len = len;

@@ -6,6 +6,8 @@
 #include "filter.h"
 
 const volatile __u32 cfg_hz = 250;        /* CONFIG_HZ of the running kernel */
+const volatile __u32 cfg_jiffy_us = 4000; /* a jiffy, 0: no whole number of us */
+const volatile __u32 cfg_jiffy_ms = 4;    /* ... of ms */
 const volatile __u8 cfg_ca = 3;           /* CA_CUBIC, CA_BBR: this kernel has its struct as event.go reads it */
 const volatile __u8 cfg_changes_only = 0; /* samples: changes */
 const volatile __u64 cfg_netns = 0;       /* only this namespace, 0: all */
@@ -25,6 +27,8 @@ struct sock_state {
 	__u32 tid;
 	__u32 uid;
 	__u8 comm[16];
+	__u64 ca_ops;  /* where ca_name was read */
+	__u8 ca_name[16];
 };
 
 struct {
@@ -128,21 +132,35 @@ static __always_inline void fill_header(struct tcb_header *h, struct sock *sk, _
 
 static __always_inline __u32 jiffies_to_usecs(__u32 j)
 {
-	__u32 hz = cfg_hz;
+	__u32 us = cfg_jiffy_us;
 
-	if (1000000 % hz == 0)
-		return j * (1000000 / hz);
-	return ((__u64)j * 1000000) / hz;
+	return us ? j * us : ((__u64)j * 1000000) / cfg_hz;
 }
 
 /* As the kernel does for its divisors of 1000, and rounded up for the others. */
 static __always_inline __u32 jiffies_to_msecs(__u32 j)
 {
-	__u32 hz = cfg_hz;
+	__u32 ms = cfg_jiffy_ms;
 
-	if (1000 % hz == 0)
-		return j * (1000 / hz);
-	return ((__u64)j * 1000 + hz - 1) / hz;
+	return ms ? j * ms : ((__u64)j * 1000 + cfg_hz - 1) / cfg_hz;
+}
+
+/* The name of the congestion control, kept with the socket: it is asked for at every segment and hardly ever changes. */
+static __always_inline void fill_ca_name(__u8 *dst, struct inet_connection_sock *icsk, struct sock_state *st)
+{
+	const struct tcp_congestion_ops *ops = icsk->icsk_ca_ops;
+
+	if (likely(st && st->ca_ops == (__u64)ops)) {
+		copy16(dst, st->ca_name);
+		return;
+	}
+	if (bpf_probe_read_kernel(dst, 16, &ops->name)) {
+		__builtin_memset(dst, 0, 16);
+	} else if (st) {
+		copy16(st->ca_name, dst);
+		barrier();
+		st->ca_ops = (__u64)ops;
+	}
 }
 
 /* True if what samples: changes watches is as it was in the socket's last sample. */
@@ -173,12 +191,12 @@ static __always_inline int unchanged(struct tcp_sock *tp, struct sock_state *st)
  * Fills all of r but its header and trigger, field by field as tcp_get_info()
  * does (net/ipv4/tcp.c).
  */
-static __always_inline void fill_sample(struct tcb_sample *r, struct tcp_sock *tp, __u64 now)
+static __always_inline void fill_sample(struct tcb_sample *r, struct tcp_sock *tp, struct sock_state *st, __u64 now)
 {
 	struct inet_connection_sock *icsk = &tp->inet_conn;
 	struct sock *sk = (struct sock *)tp;
 	__u32 jiffies = bpf_jiffies64();
-	__u32 present = TCB_HAS_TCP, hz = cfg_hz;
+	__u32 present = TCB_HAS_TCP;
 	__u64 stat[3], v;
 	__u32 ato, chrono;
 	__u8 state = sk->__sk_common.skc_state;
@@ -211,7 +229,9 @@ static __always_inline void fill_sample(struct tcb_sample *r, struct tcp_sock *t
 		stat[1] += v;
 	else if (chrono == 3)
 		stat[2] += v;
-	v = 1000000 / hz;
+	v = cfg_jiffy_us;
+	if (!v)
+		v = 1000000 / cfg_hz;
 	r->busy_time = (stat[0] + stat[1] + stat[2]) * v;
 	r->rwnd_limited = stat[1] * v;
 	r->sndbuf_limited = stat[2] * v;
@@ -349,8 +369,7 @@ static __always_inline void fill_sample(struct tcb_sample *r, struct tcp_sock *t
 	r->sk_wmem_queued = sk->sk_wmem_queued;
 	r->sk_mark = sk->sk_mark;
 
-	if (bpf_probe_read_kernel(r->ca_name, sizeof(r->ca_name), &icsk->icsk_ca_ops->name))
-		__builtin_memset(r->ca_name, 0, sizeof(r->ca_name));
+	fill_ca_name(r->ca_name, icsk, st);
 	if (bpf_probe_read_kernel(r->ca_priv, sizeof(r->ca_priv), &icsk->icsk_ca_priv))
 		__builtin_memset(r->ca_priv, 0, sizeof(r->ca_priv));
 	r->ca_more[0] = r->ca_more[1] = 0;
@@ -419,9 +438,9 @@ static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, str
 	s = take(hook);
 	if (!s)
 		return 0;
-	now = bpf_ktime_get_ns();
 	if (other_netns(sk))
 		goto filtered;
+	now = bpf_ktime_get_ns();
 	cookie = sock_cookie(sk);
 	st = sock_state(sk, cookie);
 	if ((hook == TCB_HOOK_TCP_PROBE || hook == TCB_HOOK_TRANSMIT) && cfg_changes_only && unchanged(tp, st))
@@ -440,7 +459,7 @@ static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, str
 	r->h.kind = TCB_SAMPLE;
 	r->h.size = sizeof(*r);
 	r->h.dir = dir;
-	fill_sample(r, tp, now);
+	fill_sample(r, tp, st, now);
 	keep(s, hook, sizeof(*r), now);
 	give(s);
 	return 0;
