@@ -29,7 +29,8 @@ The ratio of pairs is the median of the ratios of neighbouring runs: on a host w
 more than the ratio of the medians. The network, the processes and the spools are gone at the end.`,
 		Example: `  sudo tcbee-export bench overhead
   sudo tcbee-export bench overhead --flows 1,64 --requests 0 --iperf3 --duration 10s
-  sudo tcbee-export bench overhead --groups packets --json`,
+  sudo tcbee-export bench overhead --groups packets --json
+  sudo tcbee-export bench overhead --side both --flows 0 --requests 16 --check`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.load(cmd.Flags()); err != nil {
@@ -73,6 +74,7 @@ more than the ratio of the medians. The network, the processes and the spools ar
 	f.StringVar(&side, "side", "one", "record the sockets of one end, as if it were a host of its own, or of both")
 	f.StringVar(&o.Congestion, "congestion", "", "congestion control of the senders (default: the host's)")
 	f.BoolVar(&o.IPerf, "iperf3", false, "make the bulk loads with iperf3")
+	f.BoolVar(&o.Check, "check", false, "hold what the packet hooks have seen against the interface's counters, nstat's, and a counting program beside them")
 	f.StringVar(&o.Dir, "dir", "", "`DIR` in which the spools are made, on the disk that matters (default: the one for temporary files)")
 	_ = cmd.MarkFlagDirname("dir")
 	complete(cmd, "groups", "packets", "sockets", "events")
@@ -112,6 +114,16 @@ func printOverhead(w io.Writer, res loadtest.OverheadResult) {
 	}
 	fmt.Fprintf(w, "\n%s events seen: %s stored, %s filtered, %s missed, %s dropped; the recorder used %.2f of %d CPUs and at most %s of RssAnon\n",
 		count(sum.Seen), count(sum.Stored), count(sum.Filtered), count(sum.Missed), count(sum.Dropped), sum.CPU/seconds, res.CPUs, bytesText(sum.AnonBytes))
+	var in, out, checked uint64
+	for _, r := range res.Runs {
+		if c := r.Checked; c != nil {
+			in, out, checked = in+c.PacketsIn, out+c.PacketsOut, checked+1
+		}
+	}
+	if checked > 0 {
+		fmt.Fprintf(w, "of %s runs the hooks have seen every packet that the interface, nstat and another program have counted: %s in, %s out\n",
+			count(checked), count(in), count(out))
+	}
 	printStolen(w, stolen/cpu)
 }
 

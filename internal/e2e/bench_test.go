@@ -49,7 +49,7 @@ func TestBenchOverheadMeasuresBothKindsOfLoad(t *testing.T) {
 	var res loadtest.OverheadResult
 	// How much moves in a time is the machine's affair.
 	for d, moved := 300*time.Millisecond, false; !moved && d < time.Minute; d *= 4 {
-		res = bench[loadtest.OverheadResult](t, "overhead", "--pairs", "1", "--duration", d.String(), "--flows", "2", "--requests", "2")
+		res = bench[loadtest.OverheadResult](t, "overhead", "--pairs", "1", "--duration", d.String(), "--flows", "2", "--requests", "2", "--check")
 		moved = !slices.ContainsFunc(res.Runs, func(r loadtest.Run) bool { return r.Packets == 0 })
 	}
 	require.Len(t, res.Runs, 4)
@@ -62,6 +62,11 @@ func TestBenchOverheadMeasuresBothKindsOfLoad(t *testing.T) {
 		require.Positive(t, r.Packets)
 		require.Equal(t, r.Recorded, r.Seen > 0, "%+v", r)
 		require.Equal(t, r.Seen, r.Stored+r.Dropped+r.Missed+r.Filtered)
+		require.Equal(t, r.Recorded, r.Checked != nil, "%+v", r)
+		if c := r.Checked; c != nil {
+			require.GreaterOrEqual(t, c.PacketsIn+c.PacketsOut, r.Packets, "counted from before to after the load was measured")
+			require.GreaterOrEqual(t, c.SegmentsOut, c.PacketsOut)
+		}
 	}
 }
 

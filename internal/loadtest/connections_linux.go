@@ -126,7 +126,7 @@ func (o ConnectionOptions) connected(ctx context.Context, lab *netlab.Lab, rec *
 	}
 	step.Seconds = time.Since(start).Seconds()
 	var r Recorder
-	if err := rec.finish(&r); err != nil {
+	if _, err := rec.finish(&r); err != nil {
 		return step, err
 	}
 	step.AnonBytes, step.CPU = <-watched, rec.cpu()

@@ -39,6 +39,7 @@ type OverheadOptions struct {
 	BothEnds   bool          // record the sockets of both ends, not only of the sending one
 	Congestion string        // control of the senders; "": the host's default
 	IPerf      bool          // bulk loads by iperf3
+	Check      bool          // hold the recorder's account against other counters
 }
 
 // DefaultOverheadOptions measures five pairs of 5 s of each load: 1 and 64 bulk flows, 1 and 16
@@ -62,6 +63,9 @@ func (o OverheadOptions) Validate() error {
 				return fmt.Errorf("--%s: %d is not between 0 and %d", flag, n, most)
 			}
 		}
+	}
+	if o.Check && !o.Capture.Packets.Enabled {
+		return fmt.Errorf("--check: packets are counted, and the group packets is off")
 	}
 	if len(o.loads()) == 0 {
 		return fmt.Errorf("--flows and --requests: there is no load")
@@ -117,6 +121,14 @@ type Run struct {
 	P99           float64 `json:"p99_seconds,omitempty"`
 	Machine
 	Recorder
+	Checked *Checked `json:"checked,omitempty"`
+}
+
+// Checked is what counted beside a recorder, which has seen the same.
+type Checked struct {
+	PacketsIn   uint64 `json:"packets_in"`   // TCP packets, super-packets as one
+	PacketsOut  uint64 `json:"packets_out"`  // ... that left
+	SegmentsOut uint64 `json:"segments_out"` // as they are on the wire
 }
 
 // Machine is what a whole host did during a run.

@@ -92,6 +92,7 @@ func (m *overhead) run(ctx context.Context, load Load, recorded bool) (r Run, er
 	limited, cancel := context.WithTimeoutCause(ctx, warmUp+m.Duration+3*grace, errors.New("a run took too long"))
 	defer cancel()
 	var rec *recording
+	var beside *counts
 	pid := 0
 	if recorded {
 		if rec, err = m.startRecorder(limited, m.lab.A, m.netns(), "record"); err != nil {
@@ -99,6 +100,12 @@ func (m *overhead) run(ctx context.Context, load Load, recorded bool) (r Run, er
 		}
 		defer func() { err = errors.Join(err, rec.abandon()) }()
 		pid = rec.cmd.Process.Pid
+		if m.Check {
+			if beside, err = count(m.lab); err != nil {
+				return r, err
+			}
+			defer func() { err = errors.Join(err, beside.wire.Close()) }()
+		}
 	} else {
 		empty, err := m.empty()
 		if err != nil {
@@ -124,7 +131,20 @@ func (m *overhead) run(ctx context.Context, load Load, recorded bool) (r Run, er
 	}
 	r.Recorder.CPU = after.recorder - before.recorder
 	r.AnonBytes = max(before.anon, after.anon)
-	return r, rec.finish(&r.Recorder)
+	if beside == nil {
+		_, err = rec.finish(&r.Recorder)
+		return r, err
+	}
+	checked, err := beside.check(limited)
+	if err != nil {
+		return r, err
+	}
+	hooks, err := rec.finish(&r.Recorder)
+	if err != nil {
+		return r, err
+	}
+	r.Checked = &checked
+	return r, checked.account(hooks)
 }
 
 // empty attaches programs that do nothing where the recorder's would be.

@@ -8,7 +8,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/tcbee/tcbee-export/bpf/event"
 	"github.com/tcbee/tcbee-export/bpf/netlab"
+	"github.com/tcbee/tcbee-export/internal/pipeline"
 )
 
 func TestCountsOfTCPDump(t *testing.T) {
@@ -24,6 +26,16 @@ func TestConnectionsAreToldApartByTheirEnds(t *testing.T) {
 		{"local": "10.0.0.1:1", "peer": "10.0.0.2:9"}, {"local": "10.0.0.3:1", "peer": "10.0.0.2:9"}]`), netip.MustParseAddr("10.0.0.1"))
 	require.NoError(t, err)
 	require.EqualValues(t, 2, n)
+}
+
+func TestAccountIsHeldAgainstOtherCounts(t *testing.T) {
+	c := Checked{PacketsIn: 5, PacketsOut: 7, SegmentsOut: 9}
+	in := pipeline.HookCount{Hook: event.HookTCIngress.String(), Seen: 5}
+	out := pipeline.HookCount{Hook: event.HookTCEgress.String(), Seen: 7}
+	require.NoError(t, c.account([]pipeline.HookCount{in, out, {Hook: "tcp_probe", Seen: 3}}))
+	require.EqualError(t, c.account([]pipeline.HookCount{in}), "the egress hook counted 0, another program at the interface 7")
+	in.Seen++
+	require.EqualError(t, c.account([]pipeline.HookCount{in, out}), "the ingress hook counted 6, another program at the interface 5")
 }
 
 func TestSentFramesAreRightAndVary(t *testing.T) {

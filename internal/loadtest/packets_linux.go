@@ -118,7 +118,7 @@ func (o PacketOptions) observe(ctx context.Context, lab *netlab.Lab, s *sender, 
 	switch who {
 	case Record:
 		var r Recorder
-		if err := rec.finish(&r); err != nil {
+		if _, err := rec.finish(&r); err != nil {
 			return run, err
 		}
 		run.Observed, run.Lost = r.Stored, r.Dropped+r.Missed

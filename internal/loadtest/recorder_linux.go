@@ -64,12 +64,12 @@ func (t Tested) startRecorder(ctx context.Context, n *netlab.Namespace, netns st
 // spool is the directory that it records to.
 func (rec *recording) spool() string { return filepath.Join(rec.dir, "spool") }
 
-// finish ends the recorder in order and adds its account to r. The spool stays until remove.
-func (rec *recording) finish(r *Recorder) error {
+// finish ends the recorder in order, adds its account to r and returns it. The spool stays until remove.
+func (rec *recording) finish(r *Recorder) ([]pipeline.HookCount, error) {
 	rec.interrupt()
 	err := rec.waitFor(longGrace)
+	var res pipeline.Result
 	if err == nil {
-		var res pipeline.Result
 		if err = json.Unmarshal([]byte(rec.out.String()), &res); err != nil {
 			err = fmt.Errorf("the recorder's account: %w", err)
 		}
@@ -84,7 +84,7 @@ func (rec *recording) finish(r *Recorder) error {
 			}
 		}
 	}
-	return err
+	return res.Hooks, err
 }
 
 // abandon ends the recorder, if it has not ended, and removes its spool.
