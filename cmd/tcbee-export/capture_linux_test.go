@@ -46,8 +46,15 @@ type recorder struct {
 
 func startRecorder(t *testing.T, args ...string) *recorder {
 	t.Helper()
+	return startRecorderAs(t, nil, args...)
+}
+
+// startRecorderAs starts one as a process with attributes.
+func startRecorderAs(t *testing.T, attr *syscall.SysProcAttr, args ...string) *recorder {
+	t.Helper()
 	ready := filepath.Join(t.TempDir(), "ready")
 	r := &recorder{cmd: command(t, append(args, "--interface", "lo", "--set", "capture.netns=own", "--ready-file", ready)...)}
+	r.cmd.SysProcAttr = attr
 	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.errs
 	require.NoError(t, r.cmd.Start())
 	require.Eventually(t, func() bool {
@@ -167,6 +174,40 @@ func TestRecorderLeavesTheCPUToOthers(t *testing.T) {
 	}
 	require.NoError(t, r.cmd.Process.Signal(syscall.SIGINT))
 	require.NoError(t, r.cmd.Wait(), r.errs.String())
+}
+
+// A service has a session of its own, whose niceness is what tells it from other sessions.
+func TestSessionTakesPrecedenceWhileEventsWait(t *testing.T) {
+	needsCapture(t)
+	if _, err := os.Stat(autogroup); err != nil {
+		t.Skip("this kernel has no groups of sessions: ", err)
+	}
+	own, err := os.ReadFile(autogroup)
+	require.NoError(t, err)
+	r := startRecorderAs(t, &syscall.SysProcAttr{Setsid: true}, "record", "--spool", filepath.Join(t.TempDir(), "spool"),
+		"--set", "capture.ring_bytes=131072")
+	nice := func() string {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/autogroup", r.cmd.Process.Pid))
+		require.NoError(t, err)
+		_, nice, _ := strings.Cut(strings.TrimSpace(string(b)), " nice ")
+		return nice
+	}
+	require.Equal(t, "0", nice())
+	for deadline := time.Now().Add(patience); nice() != strconv.Itoa(urgentNice); {
+		require.True(t, time.Now().Before(deadline), "it takes no precedence")
+		require.NoError(t, r.cmd.Process.Signal(syscall.SIGSTOP)) // the ring fills up
+		talk(t, 64<<20)
+		require.NoError(t, r.cmd.Process.Signal(syscall.SIGCONT))
+		talk(t, 1<<20)
+	}
+	require.Eventually(t, func() bool { return nice() == "0" }, patience, 50*time.Millisecond, "it keeps precedence")
+	require.NoError(t, r.cmd.Process.Signal(syscall.SIGINT))
+	require.NoError(t, r.cmd.Wait(), r.errs.String())
+
+	// In a session that began before it, it changes nothing.
+	now, err := os.ReadFile(autogroup)
+	require.NoError(t, err)
+	require.Equal(t, string(own), string(now))
 }
 
 func TestRunWithoutSpoolLeavesNothingBehind(t *testing.T) {

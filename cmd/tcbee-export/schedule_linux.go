@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -58,6 +59,7 @@ type schedule struct {
 	again     time.Time // when the reader may do so again
 	pause     time.Duration
 	gcPercent int // as the process began
+	session   session
 	heap      []metrics.Sample
 	room      uint64 // bytes on the heap from which garbage is collected all the same
 }
@@ -65,7 +67,7 @@ type schedule struct {
 // newSchedule has the process work in batches, and sees to it that it may take precedence later, without
 // the right to.
 func newSchedule(log *slog.Logger) *schedule {
-	s := &schedule{log: log, pause: minPause, heap: []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}}
+	s := &schedule{log: log, pause: minPause, session: findSession(), heap: []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}}
 	if attr, err := unix.SchedGetAttr(0, 0); err == nil {
 		s.nice = int(attr.Nice)
 	}
@@ -155,6 +157,9 @@ func (s *schedule) end() {
 
 // quiet is for Capture.Watch: all is read in time.
 func (s *schedule) quiet() {
+	if !s.behind.Load() && time.Since(s.session.late) > calm {
+		_ = s.session.set(s.session.was) // or the next time
+	}
 	switch {
 	case s.yields == 0:
 		if now := time.Now(); !now.Before(s.again) {
@@ -174,6 +179,10 @@ func (s *schedule) quiet() {
 
 // late is for Capture.Watch: events wait because the reader yields, or for another reason.
 func (s *schedule) late() {
+	s.session.late = time.Now()
+	if err := s.session.set(min(s.session.was, urgentNice)); err != nil {
+		s.log.Debug("the recorder's session may not take precedence over others", "error", err)
+	}
 	if s.yields != 0 {
 		s.share()
 		s.log.Debug("the reader is given its share of the CPUs", "yielded", time.Since(s.since), "again_in", time.Until(s.again))
@@ -213,6 +222,49 @@ func (s *schedule) share() {
 		s.pause = minPause
 	}
 	s.again, s.pause = now.Add(s.pause), min(2*s.pause, maxPause)
+}
+
+// calm is for how long all must be read in time until the session gives its precedence up: it may not change often.
+const calm = time.Second
+
+// session is the group in which the kernel schedules all processes of a session, as one among others (autogroup, sched(7)). Where it does
+// so, which is where processes have no cgroups for the CPU, niceness tells apart only those of the same session. A service has a session of
+// its own, which ends with it; one that began before this process is left alone.
+type session struct {
+	was, nice int
+	grouped   bool
+	late      time.Time // when it was last in need of precedence
+}
+
+const autogroup = "/proc/self/autogroup"
+
+// findSession looks for the process's group, if it is its own.
+func findSession() (g session) {
+	if id, err := unix.Getsid(0); err != nil || id != os.Getpid() {
+		return g
+	}
+	b, err := os.ReadFile(autogroup)
+	if err != nil {
+		return g
+	}
+	_, nice, found := strings.Cut(string(b), " nice ")
+	n, err := strconv.Atoi(strings.TrimSpace(nice))
+	if !found || err != nil {
+		return g
+	}
+	return session{was: n, nice: n, grouped: true}
+}
+
+// set changes the niceness of the group. The kernel allows that every 100 ms: what it refuses is to be tried again.
+func (g *session) set(nice int) error {
+	if !g.grouped || g.nice == nice {
+		return nil
+	}
+	err := os.WriteFile(autogroup, strconv.AppendInt(nil, int64(nice), 10), 0)
+	if err == nil {
+		g.nice = nice
+	}
+	return err
 }
 
 // heapBytes is the size of all objects on the heap, and of those that the last collection found alive.
