@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tcbee/tcbee-export/internal/pipeline"
+)
+
+// A reader that had to be given its share of the CPUs after all yields again after minPause, and each time later, up to maxPause, if
+// that goes wrong within goodWhile.
+const (
+	minPause  = 10 * time.Second
+	maxPause  = 10 * time.Minute
+	goodWhile = time.Minute
+)
+
+// extraHeap is by how much more than twice the heap may grow before garbage is collected while the reader yields.
+const extraHeap = 16 << 20
+
+// source returns src with a Next whose thread yields. That goroutine keeps its thread until src ends.
+func (s *schedule) source(src pipeline.Source) pipeline.Source { return &yielding{Source: src, s: s} }
+
+// yielding is a source whose reader lets others go first.
+type yielding struct {
+	pipeline.Source
+	s     *schedule
+	begun bool
+}
+
+func (y *yielding) Next(ctx context.Context) ([]byte, error) {
+	if !y.begun {
+		y.begun = true
+		y.s.begin()
+	}
+	batch, err := y.Source.Next(ctx)
+	if err != nil {
+		y.s.end()
+	}
+	return batch, err
+}
+
+// begin makes the calling goroutine's thread the reader.
+func (s *schedule) begin() {
+	if err := canReturn(); err != nil {
+		s.log.Debug("the reader may not yield the CPU: it could not return from that (CAP_SYS_NICE, or LimitNICE= of a systemd unit)", "error", err)
+		return
+	}
+	if runtime.GOMAXPROCS(0) < 2 {
+		runtime.GOMAXPROCS(2) // or nothing else of the process runs while the reader waits for the CPU
+	}
+	runtime.LockOSThread()
+	s.reader.Store(int64(unix.Gettid()))
+}
+
+// end gives the thread back.
+func (s *schedule) end() {
+	if s.reader.Swap(0) == 0 {
+		return
+	}
+	if err := policy(unix.Gettid(), unix.SCHED_BATCH); err != nil {
+		s.log.Debug("the reader's thread goes on yielding the CPU", "error", err)
+	}
+	runtime.UnlockOSThread()
+}
+
+// quiet is for Capture.Watch: all is read in time.
+func (s *schedule) quiet() {
+	if !s.behind.Load() && time.Since(s.session.late) > calm {
+		_ = s.session.set(s.session.was) // or the next time
+	}
+	switch {
+	case s.yields == 0:
+		if now := time.Now(); !now.Before(s.again) {
+			s.yield(now)
+		}
+	case s.rushed.Load():
+		s.share()
+	default:
+		if objects, _ := s.heapBytes(); objects > s.room {
+			again, pause := s.again, s.pause
+			s.share()
+			runtime.GC()
+			s.again, s.pause = again, pause
+		}
+	}
+}
+
+// late is for Capture.Watch: events wait because the reader yields, or for another reason.
+func (s *schedule) late() {
+	s.session.late = time.Now()
+	if err := s.session.set(min(s.session.was, urgentNice)); err != nil {
+		s.log.Debug("the recorder's session may not take precedence over others", "error", err)
+	}
+	if s.yields != 0 {
+		s.share()
+		s.log.Debug("the reader is given its share of the CPUs", "yielded", time.Since(s.since), "again_in", time.Until(s.again))
+	}
+}
+
+// yield has the reader yield, if there is one.
+func (s *schedule) yield(now time.Time) {
+	reader := int(s.reader.Load())
+	if reader == 0 || s.behind.Load() {
+		return
+	}
+	s.gcPercent = debug.SetGCPercent(-1) // waits for a collection that is under way
+	objects, live := s.heapBytes()
+	s.room = max(objects, 2*live) + extraHeap
+	s.yields, s.since = reader, now
+	s.rushed.Store(false)
+	if err := policy(reader, unix.SCHED_IDLE); err != nil {
+		s.log.Debug("the reader does not yield the CPU", "error", err)
+		s.share()
+		return
+	}
+	if s.behind.Load() || s.reader.Load() == 0 { // meanwhile
+		s.share()
+	}
+}
+
+// share gives the reader its fair share.
+func (s *schedule) share() {
+	if err := policy(s.yields, unix.SCHED_BATCH); err != nil && !errors.Is(err, unix.ESRCH) {
+		s.log.Warn("the reader cannot return from yielding the CPU: events may be lost", "error", err)
+	}
+	s.yields = 0
+	debug.SetGCPercent(s.gcPercent)
+	now := time.Now()
+	if now.Sub(s.since) > goodWhile {
+		s.pause = minPause
+	}
+	s.again, s.pause = now.Add(s.pause), min(2*s.pause, maxPause)
+}
+
+// heapBytes is the size of all objects on the heap, and of those that the last collection found alive.
+func (s *schedule) heapBytes() (objects, live uint64) {
+	metrics.Read(s.heap)
+	return s.heap[0].Value.Uint64(), s.heap[1].Value.Uint64()
+}
+
+// canReturn tries, on a thread that waits meanwhile, whether a thread that yields can go back to its fair share.
+func canReturn() error {
+	thread, done := make(chan int), make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // without Unlock: the thread is not used again, whatever became of it
+		thread <- unix.Gettid()
+		<-done
+	}()
+	defer close(done)
+	id := <-thread
+	if err := policy(id, unix.SCHED_IDLE); err != nil {
+		return err
+	}
+	return policy(id, unix.SCHED_BATCH)
+}
