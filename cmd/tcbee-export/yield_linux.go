@@ -82,7 +82,7 @@ func (s *schedule) quiet() {
 		if now := time.Now(); !now.Before(s.again) {
 			s.yield(now)
 		}
-	case s.rushed.Load():
+	case s.rushed.Load(), s.reader.Load() == 0:
 		s.share()
 	default:
 		if objects, _ := s.heapBytes(); objects > s.room {

@@ -110,6 +110,6 @@ func TestReaderYieldsAsLongAsItCan(t *testing.T) {
 		require.Equal(t, uint32(unix.SCHED_BATCH), attr.Policy)
 	}
 	require.Zero(t, s.reader.Load())
-	s.late()
+	s.quiet()
 	require.Equal(t, 100, collects())
 }
