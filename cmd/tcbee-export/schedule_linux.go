@@ -43,6 +43,9 @@ type schedule struct {
 	pause     time.Duration
 	gcPercent int // as the process began
 	session   session
+	usage     func(thread int) (usage, error)
+	used      usage     // of the reader,
+	looked    time.Time // when it was looked at
 	heap      []metrics.Sample
 	room      uint64 // bytes on the heap from which garbage is collected all the same
 }
@@ -50,7 +53,7 @@ type schedule struct {
 // newSchedule has the process work in batches, and sees to it that it may take precedence later, without
 // the right to.
 func newSchedule(log *slog.Logger) *schedule {
-	s := &schedule{log: log, pause: minPause, session: findSession(), heap: []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}}
+	s := &schedule{log: log, pause: minPause, session: findSession(), usage: usageOf, heap: []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}}
 	if attr, err := unix.SchedGetAttr(0, 0); err == nil {
 		s.nice = int(attr.Nice)
 	}

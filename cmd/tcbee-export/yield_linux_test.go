@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"testing"
 	"time"
@@ -41,7 +42,18 @@ func TestReaderYieldsAsLongAsItCan(t *testing.T) {
 		require.NoError(t, eachThread(func(thread int) error { return policy(thread, unix.SCHED_NORMAL) }))
 		require.NoError(t, eachThread(func(thread int) error { return os.WriteFile(slackFile(thread), []byte("0"), 0) }))
 	}()
-	s.quiet() // there is no reader yet
+	var used usage
+	s.usage = func(int) (usage, error) { return used, nil }
+	// after lets a period pass in which the reader had so much of a CPU, and waited for it.
+	after := func(on, waited time.Duration) {
+		s.quiet()
+		used.on += on
+		used.waited += waited
+		s.looked = s.looked.Add(-period)
+		s.quiet()
+	}
+	crowd := func() { after(50*time.Millisecond, 40*time.Millisecond) }
+	crowd() // there is no reader yet
 	require.Zero(t, s.yields)
 
 	src := asked{make(chan error), make(chan error)}
@@ -65,20 +77,31 @@ func TestReaderYieldsAsLongAsItCan(t *testing.T) {
 		require.Equal(t, want, attr.Policy)
 	}
 	is(unix.SCHED_BATCH)
-	s.quiet()
+	after(50*time.Millisecond, 10*time.Millisecond)
+	is(unix.SCHED_BATCH) // there is a CPU for everybody
+	after(50*time.Millisecond, 200*time.Millisecond)
+	is(unix.SCHED_BATCH) // it would starve
+	after(time.Millisecond, time.Millisecond)
+	is(unix.SCHED_BATCH) // it does not matter
+	crowd()
 	is(unix.SCHED_IDLE)
 	require.Equal(t, -1, collects(), "garbage is collected although that waits for the reader")
-	s.quiet()
+	after(50*time.Millisecond, 400*time.Millisecond)
+	is(unix.SCHED_IDLE)
+	after(50*time.Millisecond, 50*time.Millisecond)
+	is(unix.SCHED_BATCH) // nobody else wants the CPU any more
+	require.Equal(t, 100, collects())
+	crowd()
 	is(unix.SCHED_IDLE)
 
 	s.late()
 	is(unix.SCHED_BATCH)
 	require.Equal(t, 100, collects())
-	s.quiet()
+	crowd()
 	is(unix.SCHED_BATCH) // not at once
 	first := time.Until(s.again)
 	s.again = time.Time{}
-	s.quiet()
+	crowd()
 	is(unix.SCHED_IDLE)
 
 	// It goes wrong again: the next attempt is later.
@@ -88,18 +111,18 @@ func TestReaderYieldsAsLongAsItCan(t *testing.T) {
 	require.Greater(t, time.Until(s.again), first)
 	require.Equal(t, 100, collects())
 	s.again = time.Time{}
-	s.quiet()
+	crowd()
 	is(unix.SCHED_BATCH) // the process takes precedence
 	s.hurry(false)
-	s.quiet()
+	crowd()
 	is(unix.SCHED_IDLE)
 
-	// Much garbage is collected between.
+	// Much garbage is collected meanwhile.
 	s.room = 0
+	since := s.since
 	s.quiet()
-	is(unix.SCHED_BATCH)
-	require.Equal(t, 100, collects())
-	s.quiet()
+	require.NotZero(t, s.room)
+	require.Equal(t, since, s.since)
 	is(unix.SCHED_IDLE)
 
 	src.answers <- nil
@@ -112,4 +135,20 @@ func TestReaderYieldsAsLongAsItCan(t *testing.T) {
 	require.Zero(t, s.reader.Load())
 	s.quiet()
 	require.Equal(t, 100, collects())
+}
+
+func TestUseOfTheCPUIsTold(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, err := usageOf(unix.Gettid())
+	require.NoError(t, err)
+	after := before
+	for deadline := time.Now().Add(time.Minute); after.on-before.on < 10*time.Millisecond; {
+		require.True(t, time.Now().Before(deadline))
+		after, err = usageOf(unix.Gettid())
+		require.NoError(t, err)
+	}
+	require.GreaterOrEqual(t, after.waited, before.waited)
+	_, err = usageOf(1 << 30)
+	require.ErrorIs(t, err, os.ErrNotExist)
 }
