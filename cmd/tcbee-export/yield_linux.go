@@ -20,14 +20,14 @@ import (
 // Whether it helps that the reader yields is told by how long it is ready and waits for a CPU, for each second that it has one. Where
 // it hardly waits there is a CPU for everybody; a reader that yields is then only in the way of those that wake up, because
 // they take a CPU that it has for a free one. Where it waits very long, it would starve. Seen on two CPUs with one connection, of bulk or of
-// requests: 0.04 to 0.3, and 1.3 to 1.8 while it yields; with 64 of bulk: 0.4 to 0.8, and 2.3 to 9; with 16 of requests: 5.
+// requests: 0.04 to 0.5, and 1.2 to 1.9 while it yields; with 64 of bulk: 0.4 to 1, and 2.3 to 9; with 16 of requests: 5.
 const (
-	crowded  = 0.33 // from here on it yields,
-	hopeless = 3    // and from here on not
-	free     = 2    // below this it stops to yield
+	crowded  = 0.5 // from here on it yields,
+	hopeless = 3   // and from here on not
+	free     = 2   // below this it stops to yield
 
-	period = time.Second          // for which this is looked at
-	little = 5 * time.Millisecond // of a CPU in that time: too little to matter
+	period = 500 * time.Millisecond // for which this is looked at
+	little = 2 * time.Millisecond   // of a CPU in that time: too little to matter
 )
 
 // A reader that had to be given its share of the CPUs after all yields again after minPause, and each time later, up to maxPause, if
@@ -97,12 +97,14 @@ func (s *schedule) quiet() {
 	switch {
 	case s.yields == 0:
 		if known && waits >= crowded && waits < hopeless && !now.Before(s.again) {
+			s.log.Debug("the reader yields the CPU", "waits", waits)
 			s.yield(now)
 		}
 	case s.rushed.Load(), s.reader.Load() == 0:
 		s.share()
 		s.back(now)
 	case known && waits < free:
+		s.log.Debug("the reader has no need to yield the CPU", "waits", waits)
 		s.share()
 	default:
 		if objects, _ := s.heapBytes(); objects > s.room {
