@@ -46,10 +46,9 @@ func TestReaderYieldsAsLongAsItCan(t *testing.T) {
 	s.usage = func(int) (usage, error) { return used, nil }
 	// after lets a period pass in which the reader had so much of a CPU, and waited for it.
 	after := func(on, waited time.Duration) {
-		s.quiet()
+		s.used, s.looked = used, time.Now().Add(-period)
 		used.on += on
 		used.waited += waited
-		s.looked = s.looked.Add(-period)
 		s.quiet()
 	}
 	crowd := func() { after(50*time.Millisecond, 40*time.Millisecond) }
