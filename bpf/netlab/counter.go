@@ -5,6 +5,7 @@
 package netlab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -66,6 +67,7 @@ const (
 type Counter struct {
 	in, out *counted
 	n       *Namespace // of the device
+	device  string
 }
 
 // One attached program with its maps.
@@ -107,7 +109,7 @@ func newCounter(device string, d directions, loss Loss) (*Counter, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("RLIMIT_MEMLOCK: %w", err)
 	}
-	c := &Counter{}
+	c := &Counter{device: device}
 	for _, w := range []struct {
 		want   bool
 		to     **counted
@@ -333,6 +335,51 @@ func (c *Counter) In() (Count, error) { return c.in.read() }
 
 // Out returns what went out of the device so far.
 func (c *Counter) Out() (Count, error) { return c.out.read() }
+
+// A Reading is what a counter and the device under it have counted.
+type Reading struct {
+	In, Out Count
+	Rx, Tx  uint64 // packets by the device's own counters; what the other end's full queue dropped was sent
+}
+
+// Read reads all counters at a moment when nothing passes.
+func (c *Counter) Read(ctx context.Context) (r Reading, err error) {
+	for {
+		if r.Rx, r.Tx, err = c.carried(); err != nil {
+			return r, err
+		}
+		if r.In, err = c.In(); err != nil {
+			return r, err
+		}
+		if r.Out, err = c.Out(); err != nil {
+			return r, err
+		}
+		if rx, tx, err := c.carried(); err != nil || rx == r.Rx && tx == r.Tx {
+			return r, err
+		}
+		if err := ctx.Err(); err != nil {
+			return r, fmt.Errorf("%s is never quiet: %w", c.device, err)
+		}
+	}
+}
+
+func (c *Counter) carried() (rx, tx uint64, err error) {
+	err = c.n.Do(func() error {
+		dev, err := netlink.LinkByName(c.device)
+		if err == nil {
+			s := dev.Attrs().Statistics
+			rx, tx = s.RxPackets, s.TxPackets+s.TxDropped
+		}
+		return err
+	})
+	return rx, tx, err
+}
+
+// TCPSince returns the device's packets since an earlier reading, less those that are not TCP by the counter.
+func (r Reading) TCPSince(before Reading) (rx, tx uint64) {
+	return r.Rx - before.Rx - (r.In.Packets - r.In.TCP) + (before.In.Packets - before.In.TCP),
+		r.Tx - before.Tx - (r.Out.Packets - r.Out.TCP) + (before.Out.Packets - before.Out.TCP)
+}
 
 func (p *counted) read() (Count, error) {
 	if p == nil || p.counts == nil {

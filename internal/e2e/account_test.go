@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/tcbee/tcbee-export/bpf/event"
@@ -66,44 +65,17 @@ func counted(t *testing.T, lab *netlab.Lab, f func()) (tr truth) {
 	require.NoError(t, err)
 	dump := startTCPDump(t, lab.A)
 	kernel := snmp(t, lab.A)
-	rx, tx, in, out := device(t, lab.A, wire)
-	require.Zero(t, in.TCP+out.TCP, "the link is quiet")
+	before, err := wire.Read(bounded(t))
+	require.NoError(t, err)
+	require.Zero(t, before.In.TCP+before.Out.TCP, "the link is quiet")
 	f()
 	tr.kernel = snmp(t, lab.A).Sub(kernel)
-	tr.rx, tr.tx, tr.in, tr.out = device(t, lab.A, wire)
-	tr.rx -= rx + tr.in.Packets - tr.in.TCP - in.Packets
-	tr.tx -= tx + tr.out.Packets - tr.out.TCP - out.Packets
+	after, err := wire.Read(bounded(t))
+	require.NoError(t, err)
+	tr.rx, tr.tx = after.TCPSince(before)
+	tr.in, tr.out = after.In, after.Out
 	tr.filtered = dump.stop(t)
 	return tr
-}
-
-// device reads the counters of a namespace's interface and of a program there, at a moment when nothing passes.
-func device(t *testing.T, n *netlab.Namespace, wire *netlab.Counter) (rx, tx uint64, in, out netlab.Count) {
-	t.Helper()
-	read := func() (rx, tx uint64) {
-		require.NoError(t, n.Do(func() error {
-			link, err := netlink.LinkByName(n.Interface)
-			if err == nil {
-				s := link.Attrs().Statistics
-				rx, tx = s.RxPackets, s.TxPackets+s.TxDropped // dropped: the other end's queue was full
-			}
-			return err
-		}))
-		return rx, tx
-	}
-	ctx := bounded(t)
-	for {
-		rx, tx = read()
-		var err error
-		in, err = wire.In()
-		require.NoError(t, err)
-		out, err = wire.Out()
-		require.NoError(t, err)
-		if r, x := read(); r == rx && x == tx {
-			return rx, tx, in, out
-		}
-		require.NoError(t, ctx.Err())
-	}
 }
 
 // dump is a tcpdump that counts TCP; nil where there is none.

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/tcbee/tcbee-export/bpf/event"
 	"github.com/tcbee/tcbee-export/bpf/netlab"
 	"github.com/tcbee/tcbee-export/internal/pipeline"
@@ -19,45 +17,23 @@ type counts struct {
 	lab    *netlab.Lab
 	wire   *netlab.Counter
 	kernel netlab.SNMP
-	rx, tx uint64
+	before netlab.Reading
 }
 
 // count begins to count at A's end of a quiet link.
-func count(lab *netlab.Lab) (*counts, error) {
+func count(ctx context.Context, lab *netlab.Lab) (*counts, error) {
 	c := &counts{lab: lab}
 	var err error
 	if c.wire, err = lab.Count(lab.A, lab.A.Interface); err != nil {
 		return nil, err
 	}
 	if c.kernel, err = lab.A.SNMP(); err == nil {
-		c.rx, c.tx, err = c.device()
+		c.before, err = c.wire.Read(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(err, c.wire.Close())
 	}
 	return c, nil
-}
-
-// device reads the counters of the interface, less what is not TCP.
-func (c *counts) device() (rx, tx uint64, err error) {
-	in, err := c.wire.In()
-	if err != nil {
-		return 0, 0, err
-	}
-	out, err := c.wire.Out()
-	if err != nil {
-		return 0, 0, err
-	}
-	err = c.lab.A.Do(func() error {
-		link, err := netlink.LinkByName(c.lab.A.Interface)
-		if err == nil {
-			s := link.Attrs().Statistics
-			rx = s.RxPackets - (in.Packets - in.TCP)
-			tx = s.TxPackets + s.TxDropped - (out.Packets - out.TCP) // dropped: the other end's queue was full
-		}
-		return err
-	})
-	return rx, tx, err
 }
 
 // check waits until the link is quiet and returns what was counted since count. It is an error if the counters are not
@@ -66,28 +42,21 @@ func (c *counts) check(ctx context.Context) (r Checked, err error) {
 	if err := errors.Join(c.lab.A.Quiet(ctx), c.lab.B.Quiet(ctx)); err != nil {
 		return r, err
 	}
-	in, err := c.wire.In()
-	if err != nil {
-		return r, err
-	}
-	out, err := c.wire.Out()
-	if err != nil {
-		return r, err
-	}
-	rx, tx, err := c.device()
-	if err != nil {
-		return r, err
-	}
 	now, err := c.lab.A.SNMP()
 	if err != nil {
 		return r, err
 	}
+	after, err := c.wire.Read(ctx)
+	if err != nil {
+		return r, err
+	}
 	kernel := now.Sub(c.kernel)
-	r = Checked{PacketsIn: in.TCP, PacketsOut: out.TCP, SegmentsOut: out.Segments}
+	rx, tx := after.TCPSince(c.before)
+	r = Checked{PacketsIn: after.In.TCP, PacketsOut: after.Out.TCP, SegmentsOut: after.Out.Segments}
 	return r, errors.Join(
-		same("packets in: the interface", rx-c.rx, r.PacketsIn),
+		same("packets in: the interface", rx, r.PacketsIn),
 		same("packets in: TcpInSegs", uint64(kernel["TcpInSegs"]), r.PacketsIn),
-		same("packets out: the interface", tx-c.tx, r.PacketsOut),
+		same("packets out: the interface", tx, r.PacketsOut),
 		same("segments out: TcpOutSegs and TcpRetransSegs", uint64(kernel["TcpOutSegs"]+kernel["TcpRetransSegs"]), r.SegmentsOut))
 }
 

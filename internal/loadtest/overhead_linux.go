@@ -101,7 +101,7 @@ func (m *overhead) run(ctx context.Context, load Load, recorded bool) (r Run, er
 		defer func() { err = errors.Join(err, rec.abandon()) }()
 		pid = rec.cmd.Process.Pid
 		if m.Check {
-			if beside, err = count(m.lab); err != nil {
+			if beside, err = count(limited, m.lab); err != nil {
 				return r, err
 			}
 			defer func() { err = errors.Join(err, beside.wire.Close()) }()
