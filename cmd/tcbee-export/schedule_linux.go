@@ -21,7 +21,7 @@ const urgentNice = -15
 
 // schedule is how the process asks for the CPUs. It works in batches (SCHED_BATCH, sched(7)): the ring holds seconds of
 // events, so they can wait until a CPU is free, and the recorder never interrupts the programs that it watches by waking up. The
-// thread that reads and encodes events goes further: it yields (SCHED_IDLE), and runs when nobody else wants the CPU, or hardly. A
+// thread that reads and encodes events goes further where others compete with it: it yields (SCHED_IDLE), and runs when nobody else wants the CPU, or hardly. A
 // thread that yields cannot see that it starves: the capture watches it (bpf.Capture.Watch), and it gets its fair share as soon as
 // events begin to wait. Where so many want the CPUs that the ring fills up all the same, the process
 // takes precedence until it has caught up. Threads of the Go runtime that start later inherit that.
@@ -53,7 +53,10 @@ type schedule struct {
 // newSchedule has the process work in batches, and sees to it that it may take precedence later, without
 // the right to.
 func newSchedule(log *slog.Logger) *schedule {
-	s := &schedule{log: log, pause: minPause, session: findSession(), usage: usageOf, heap: []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}}
+	s := &schedule{
+		log: log, pause: minPause, session: findSession(), usage: usageOf,
+		heap: []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}, // see heapBytes
+	}
 	if attr, err := unix.SchedGetAttr(0, 0); err == nil {
 		s.nice = int(attr.Nice)
 	}
