@@ -57,6 +57,7 @@ type Samples string
 
 // The values of Samples.
 const (
+	SamplesLimited Samples = "limited" // at each segment as long as a socket keeps to Rate and Burst, and when its congestion state, ssthresh, MSS or timeouts changed
 	SamplesEvery   Samples = "every"   // at each segment that the hooks see
 	SamplesChanges Samples = "changes" // only if something of congestion control, RTT or loss state changed
 	SamplesOff     Samples = "off"     // only the final one, when a socket is destroyed
@@ -74,12 +75,30 @@ const (
 
 // Sockets configures the group that samples the state of sockets.
 type Sockets struct {
-	Enabled bool    `mapstructure:"enabled"` // sample the state of sockets
-	Samples Samples `mapstructure:"samples"` // at every segment that the hooks see, at changes only, or none but the final one
+	Enabled bool `mapstructure:"enabled"` // sample the state of sockets
+	// Samples says at which segments a socket's state is sampled. limited: at every one as long as the socket keeps to rate and burst, and, beyond
+	// that, where its congestion state, slow start threshold, MSS or count of timeouts is not that of its last sample; every: at every one that the
+	// hooks see; changes: where congestion window, RTT, loss state or the peer's window is not that of its last sample; off: only when it is destroyed.
+	Samples Samples `mapstructure:"samples"`
+	Rate    int     `mapstructure:"rate"`  // with samples: limited, samples of one socket in a second
+	Burst   int     `mapstructure:"burst"` // with samples: limited, samples that a socket may take at once: its first ones, and after a rest
 	// Transmit is where the sockets of sent segments are sampled: fentry takes one sample of each segment as it leaves TCP,
 	// for all devices and before the socket counts it; egress one of each packet at the interfaces, for kernels that refuse
 	// fentry; auto is fentry where it works, else egress.
 	Transmit Transmit `mapstructure:"transmit"`
+}
+
+// limitShift is LIMIT_SHIFT of sockets.h.
+const limitShift = 20
+
+// limit returns what one sample of a socket takes of its time, and by how much it may be ahead of its rate, in
+// 2^-limitShift jiffies of a kernel with hz of them a second; 0 and 0: there is no limit.
+func (s Sockets) limit(hz uint32) (step, ahead uint64) {
+	if s.Samples != SamplesLimited {
+		return 0, 0
+	}
+	step = max(uint64(hz)<<limitShift/uint64(s.Rate), 1)
+	return step, step * uint64(s.Burst-1)
 }
 
 // Events configures the group of incidents.
@@ -110,7 +129,7 @@ func DefaultConfig() Config {
 	return Config{
 		Netns:     "all",
 		Packets:   Packets{Enabled: true},
-		Sockets:   Sockets{Enabled: true, Samples: SamplesEvery, Transmit: TransmitAuto},
+		Sockets:   Sockets{Enabled: true, Samples: SamplesLimited, Rate: 250, Burst: 500, Transmit: TransmitAuto},
 		Events:    Events{Enabled: true, Hooks: hooks},
 		Filter:    Filter{Sample: 1},
 		Inventory: true,
@@ -122,6 +141,7 @@ func DefaultConfig() Config {
 const (
 	minRing     = 1 << 17 // three batches
 	maxRing     = 1 << 30
+	maxRate     = 1_000_000
 	minFlushAge = time.Millisecond
 	maxFlushAge = time.Second
 )
@@ -142,9 +162,15 @@ func (c Config) Validate() error {
 		fault("netns: %q is neither all, own nor an absolute path such as /run/netns/NAME", c.Netns)
 	}
 	switch c.Sockets.Samples {
-	case SamplesEvery, SamplesChanges, SamplesOff:
+	case SamplesLimited, SamplesEvery, SamplesChanges, SamplesOff:
 	default:
-		fault("sockets.samples: %q is none of every, changes, off", c.Sockets.Samples)
+		fault("sockets.samples: %q is none of limited, every, changes, off", c.Sockets.Samples)
+	}
+	if n := c.Sockets.Rate; n < 1 || n > maxRate {
+		fault("sockets.rate: %d is not from 1 to %d; samples: every has no limit", n, maxRate)
+	}
+	if n := c.Sockets.Burst; n < 1 || n > maxRate {
+		fault("sockets.burst: %d is not from 1 to %d", n, maxRate)
 	}
 	switch c.Sockets.Transmit {
 	case TransmitAuto, TransmitFentry, TransmitEgress:

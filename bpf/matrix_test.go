@@ -42,6 +42,14 @@ func TestConfigurations(t *testing.T) {
 		}, hooks(event.HookRcvSpaceAdjust)},
 		"samples at changes": {func(c *Config) { c.Packets.Enabled, c.Events.Enabled, c.Sockets.Samples = false, false, SamplesChanges },
 			hooks(samples...)},
+		"samples at a limited rate": {func(c *Config) {
+			c.Packets.Enabled, c.Events.Enabled = false, false
+			c.Sockets.Samples, c.Sockets.Rate, c.Sockets.Burst = SamplesLimited, 1, 10
+		}, hooks(samples...)},
+		"filters, packets, samples at a limited rate": {func(c *Config) {
+			c.Sockets.Samples, c.Sockets.Rate, c.Sockets.Burst = SamplesLimited, 1, 10
+			c.Filter = Filter{Ports: []string{"1-65535"}, Sample: 1}
+		}, hooks(append(append(packets, samples...), events...)...)},
 		"no samples": {func(c *Config) { c.Packets.Enabled, c.Events.Enabled, c.Sockets.Samples = false, false, SamplesOff },
 			hooks(event.HookDestroySock)},
 		"filters": {func(c *Config) {
@@ -82,9 +90,9 @@ func TestConfigurations(t *testing.T) {
 					require.Equal(t, cfg.Packets.Checksum, h.Segment().Checksum != 0)
 				}
 			}
-			if cfg.Sockets.Samples == SamplesChanges {
-				every := a.Total[event.HookTransmit].Filtered + a.Total[event.HookTCPProbe].Filtered
-				require.NotZero(t, every, "nothing was left out")
+			if cfg.Sockets.Samples == SamplesChanges || cfg.Sockets.Samples == SamplesLimited {
+				left := a.Total[event.HookTransmit].Filtered + a.Total[event.HookTCPProbe].Filtered
+				require.NotZero(t, left, "nothing was left out")
 			}
 		})
 	}

@@ -55,6 +55,7 @@ type programsSlot struct {
 	Sent     [24]uint64
 	Dropped  [24]uint64
 	Over     [24]uint64
+	Passed   [24]uint64
 	Batch    struct {
 		_         structs.HostLayout
 		Size      uint32
@@ -71,6 +72,7 @@ type programsSockState struct {
 	_      structs.HostLayout
 	Cookie uint64
 	Digest uint64
+	Due    uint64
 	Cgroup uint64
 	Seq    uint32
 	Pid    uint32
@@ -133,6 +135,8 @@ const (
 	programsVarCfgJiffyMs           = "cfg_jiffy_ms"
 	programsVarCfgJiffyUs           = "cfg_jiffy_us"
 	programsVarCfgKfreeSock         = "cfg_kfree_sock"
+	programsVarCfgLimitAhead        = "cfg_limit_ahead"
+	programsVarCfgLimitStep         = "cfg_limit_step"
 	programsVarCfgLinkNetns         = "cfg_link_netns"
 	programsVarCfgNetns             = "cfg_netns"
 	programsVarCfgPackets           = "cfg_packets"
@@ -245,6 +249,8 @@ type programsVariableSpecs struct {
 	CfgJiffyMs       *ebpf.VariableSpec `ebpf:"cfg_jiffy_ms"`
 	CfgJiffyUs       *ebpf.VariableSpec `ebpf:"cfg_jiffy_us"`
 	CfgKfreeSock     *ebpf.VariableSpec `ebpf:"cfg_kfree_sock"`
+	CfgLimitAhead    *ebpf.VariableSpec `ebpf:"cfg_limit_ahead"`
+	CfgLimitStep     *ebpf.VariableSpec `ebpf:"cfg_limit_step"`
 	CfgLinkNetns     *ebpf.VariableSpec `ebpf:"cfg_link_netns"`
 	CfgNetns         *ebpf.VariableSpec `ebpf:"cfg_netns"`
 	CfgPackets       *ebpf.VariableSpec `ebpf:"cfg_packets"`
@@ -321,6 +327,8 @@ type programsVariables struct {
 	CfgJiffyMs       *ebpf.Variable `ebpf:"cfg_jiffy_ms"`
 	CfgJiffyUs       *ebpf.Variable `ebpf:"cfg_jiffy_us"`
 	CfgKfreeSock     *ebpf.Variable `ebpf:"cfg_kfree_sock"`
+	CfgLimitAhead    *ebpf.Variable `ebpf:"cfg_limit_ahead"`
+	CfgLimitStep     *ebpf.Variable `ebpf:"cfg_limit_step"`
 	CfgLinkNetns     *ebpf.Variable `ebpf:"cfg_link_netns"`
 	CfgNetns         *ebpf.Variable `ebpf:"cfg_netns"`
 	CfgPackets       *ebpf.Variable `ebpf:"cfg_packets"`

@@ -128,9 +128,10 @@ func (s *slots) counters(cpu int) (c [event.Hooks]event.Counters) {
 		slot := s.all[cpu*slotLevels+level]
 		for h := range c {
 			over := atomic.LoadUint64(&slot.Over[h])
-			c[h].Seen += atomic.LoadUint64(&slot.Seen[h]) + over
+			passed := atomic.LoadUint64(&slot.Passed[h])
+			c[h].Seen += atomic.LoadUint64(&slot.Seen[h]) + over + passed
 			c[h].Dropped += atomic.LoadUint64(&slot.Dropped[h]) + over
-			c[h].Filtered += atomic.LoadUint64(&slot.Filtered[h])
+			c[h].Filtered += atomic.LoadUint64(&slot.Filtered[h]) + passed
 		}
 	}
 	return c

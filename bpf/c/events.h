@@ -18,13 +18,13 @@ static __always_inline struct tcb_incident *incident(struct slot **slot, __u32 h
 	struct slot *s;
 	__u64 now, cookie;
 
+	if (other_netns(sk)) {
+		pass(hook);
+		return NULL;
+	}
 	s = take(hook);
 	if (!s)
 		return NULL;
-	if (other_netns(sk)) {
-		skip(s, hook);
-		return NULL;
-	}
 	now = bpf_ktime_get_ns();
 	r = room(s);
 	if (!r) {
@@ -74,9 +74,7 @@ int inet_sock_set_state(__u64 *ctx)
 		 * still is its listener's copy: with the listener's cookie and
 		 * no peer. Its next state tells the same with its identity.
 		 */
-		s = take(TCB_HOOK_SET_STATE);
-		if (s)
-			skip(s, TCB_HOOK_SET_STATE);
+		pass(TCB_HOOK_SET_STATE);
 		return 0;
 	}
 	r = incident(&s, TCB_HOOK_SET_STATE, TCB_DIR_NONE, sk, &st);

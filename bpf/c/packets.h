@@ -252,7 +252,7 @@ sample:
 
 		if (cfg_packets)
 			s->seen[TCB_HOOK_TRANSMIT]++;
-		if (cfg_changes_only && unchanged(o->tp, o->st)) {
+		if (unsampled(o->tp, o->st)) {
 			s->filtered[TCB_HOOK_TRANSMIT]++;
 			goto out;
 		}

@@ -10,6 +10,8 @@ const volatile __u32 cfg_jiffy_us = 4000; /* a jiffy, 0: no whole number of us *
 const volatile __u32 cfg_jiffy_ms = 4;    /* ... of ms */
 const volatile __u8 cfg_ca = 3;           /* CA_CUBIC, CA_BBR: this kernel has its struct as event.go reads it */
 const volatile __u8 cfg_changes_only = 0; /* samples: changes */
+const volatile __u64 cfg_limit_step = 0;  /* samples: limited: time of one sample of a socket, in 2^-LIMIT_SHIFT jiffies; 0: none */
+const volatile __u64 cfg_limit_ahead = 0; /* ... by how much a socket may be ahead of its rate */
 const volatile __u64 cfg_netns = 0;       /* only this namespace, 0: all */
 
 enum {
@@ -20,7 +22,8 @@ enum {
 /* Kept with every socket that a hook met, and freed with it. */
 struct sock_state {
 	__u64 cookie;  /* of the socket that seq counts for: an accepted one is cloned from its listener */
-	__u64 digest;  /* of the last sample, for samples: changes */
+	__u64 digest;  /* of the last sample, for samples: changes and limited */
+	__u64 due;     /* samples: limited: when a socket that keeps to its rate would be sampled next */
 	__u64 cgroup;
 	__u32 seq;
 	__u32 pid;     /* of the process that connected or listened, 0 unknown */
@@ -58,6 +61,7 @@ static __always_inline struct sock_state *sock_state(struct sock *sk, __u64 cook
 		if (__sync_val_compare_and_swap(&st->cookie, old, cookie) == old && old) {
 			st->seq = 0;
 			st->digest = 0;
+			st->due = 0;
 		}
 	}
 	return st;
@@ -185,6 +189,42 @@ static __always_inline int unchanged(struct tcp_sock *tp, struct sock_state *st)
 		return 1;
 	st->digest = d;
 	return 0;
+}
+
+#define LIMIT_SHIFT 20
+
+/*
+ * True if the socket has had as many samples as its rate allows (the generic
+ * cell rate algorithm, ITU-T I.371) and none of what tells of an incident
+ * changed since the last one: that is sampled at once. Counts the sample
+ * otherwise. By jiffies, because the clock costs more than all the rest.
+ */
+static __always_inline int beyond_rate(struct tcp_sock *tp, struct sock_state *st)
+{
+	struct inet_connection_sock *icsk = &tp->inet_conn;
+	__u64 d, now, due;
+
+	if (!st)
+		return 0;
+	d = (__u64)tp->snd_ssthresh << 32 | (tp->mss_cache & 0xffff) << 16 | BITS(icsk, icsk_ca_state) << 8 |
+	    icsk->icsk_retransmits;
+	now = bpf_jiffies64() << LIMIT_SHIFT;
+	due = st->due;
+	if (due < now)
+		due = now;
+	if (due > now + cfg_limit_ahead && st->digest == d)
+		return 1;
+	st->digest = d;
+	st->due = due + cfg_limit_step;
+	return 0;
+}
+
+/* True if the socket is not to be sampled at a segment, by what samples is. */
+static __always_inline int unsampled(struct tcp_sock *tp, struct sock_state *st)
+{
+	if (cfg_limit_step)
+		return beyond_rate(tp, st);
+	return cfg_changes_only && unchanged(tp, st);
 }
 
 /*
@@ -435,16 +475,21 @@ static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, str
 	if (!tp)
 		return 0;
 	sk = (struct sock *)tp;
+	/* What is not wanted is told before a slot is taken: on a busy host that is nearly all. */
+	if (other_netns(sk)) {
+		pass(hook);
+		return 0;
+	}
+	cookie = sock_cookie(sk);
+	st = sock_state(sk, cookie);
+	if ((hook == TCB_HOOK_TCP_PROBE || hook == TCB_HOOK_TRANSMIT) && unsampled(tp, st)) {
+		pass(hook);
+		return 0;
+	}
 	s = take(hook);
 	if (!s)
 		return 0;
-	if (other_netns(sk))
-		goto filtered;
 	now = bpf_ktime_get_ns();
-	cookie = sock_cookie(sk);
-	st = sock_state(sk, cookie);
-	if ((hook == TCB_HOOK_TCP_PROBE || hook == TCB_HOOK_TRANSMIT) && cfg_changes_only && unchanged(tp, st))
-		goto filtered;
 	r = room(s);
 	if (!r)
 		goto filtered;

@@ -34,6 +34,7 @@ struct slot {
 	__u64 sent[TCB_HOOKS];   /* made when data was last emptied */
 	__u64 dropped[TCB_HOOKS];
 	__u64 over[TCB_HOOKS];   /* first slot of a CPU: events for which none was free */
+	__u64 passed[TCB_HOOKS]; /* first slot of a CPU: events filtered without a slot */
 	struct tcb_batch batch;
 	__u8 data[SLOT_DATA];
 };
@@ -169,6 +170,16 @@ static __always_inline void missed_also(__u32 hook)
 
 	if (first)
 		__sync_fetch_and_add(&first->over[hook], 1);
+}
+
+/* Counts an event that is filtered and needs no slot for that. */
+static __always_inline void pass(__u32 hook)
+{
+	__u32 i = bpf_get_smp_processor_id() * LEVELS;
+	struct slot *first = bpf_map_lookup_elem(&slots, &i);
+
+	if (first)
+		__sync_fetch_and_add(&first->passed[hook], 1);
 }
 
 /* Returns room for one record of any kind in a slot that the caller owns. */

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package bpf
+
+import (
+	"cmp"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+	"github.com/tcbee/tcbee-export/bpf/netlab"
+)
+
+// bySocket returns the events of sockets that hooks see, each socket's in the kernel's order.
+func bySocket(r *recorded) map[uint64][]*event.Header {
+	sockets := map[uint64][]*event.Header{}
+	for h := range event.All(r.raw) {
+		if h.SockSeq != 0 && h.Cookie != 0 {
+			sockets[h.Cookie] = append(sockets[h.Cookie], h)
+		}
+	}
+	for _, all := range sockets {
+		slices.SortFunc(all, func(a, b *event.Header) int { return cmp.Compare(a.SockSeq, b.SockSeq) })
+	}
+	return sockets
+}
+
+// vitals are what is sampled beyond the rate when they change.
+type vitals struct {
+	ssthresh, mss uint32
+	state         event.CAState
+	timeouts      uint8
+}
+
+func vitalsOf(m *event.Sample) vitals {
+	return vitals{m.SndSsthresh, m.SndMSS & 0xffff, m.CAState, m.Retransmits}
+}
+
+// A socket's first samples are all taken, then as many as its rate allows, and more only where its vitals changed.
+func TestSamplesKeepToTheirRate(t *testing.T) {
+	for name, tt := range map[string]struct {
+		options     netlab.Options
+		rate, burst int
+	}{
+		"few":            {netlab.Options{NoOffload: true}, 1, 40},
+		"one at a time":  {netlab.Options{NoOffload: true}, 50, 1},
+		"with losses":    {netlab.Options{NoOffload: true, LossToB: netlab.Loss{OneIn: 100}, LossToA: netlab.Loss{OneIn: 100}}, 1, 5},
+		"never too many": {netlab.Options{NoOffload: true}, maxRate, maxRate},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := lab(t, tt.options)
+			cfg := in(l.A)
+			cfg.Sockets.Samples, cfg.Sockets.Rate, cfg.Sockets.Burst = SamplesLimited, tt.rate, tt.burst
+			r, a := during(t, cfg, func(*Capture) {
+				for _, from := range []*netlab.Namespace{l.A, l.B} {
+					to := l.B
+					if from == l.B {
+						to = l.A
+					}
+					_, err := l.Transfer(bounded(t), netlab.Transfer{From: from, To: to, Bytes: 4 << 20})
+					require.NoError(t, err)
+				}
+				_, err := l.Exchange(bounded(t), netlab.Exchange{Connections: 3, Requests: 200})
+				require.NoError(t, err)
+				require.NoError(t, l.A.Quiet(bounded(t)))
+			})
+			r.identity(t, a)
+			whole(t, r, a)
+			hz, err := kernelHZ()
+			require.NoError(t, err)
+			missed := a.Total[event.HookTransmit].Missed + a.Total[event.HookTCPProbe].Missed
+
+			sockets, full := 0, 0
+			for cookie, all := range bySocket(r) {
+				var first, last uint64
+				var samples, sent, unsampled, changes int
+				var was vitals
+				for i, h := range all {
+					switch h.Hook {
+					case event.HookTransmit, event.HookTCPProbe:
+						m := h.Sample()
+						if samples == 0 {
+							first = h.Time
+						} else if was != vitalsOf(m) {
+							changes++
+						}
+						was, last = vitalsOf(m), h.Time
+						samples++
+					case event.HookTCEgress:
+						sent++
+						beside := i > 0 && all[i-1].Hook == event.HookTransmit || i+1 < len(all) && all[i+1].Hook == event.HookTransmit
+						if samples < tt.burst && !beside {
+							unsampled++
+						}
+					}
+				}
+				if sent == 0 {
+					continue
+				}
+				sockets++
+				require.LessOrEqual(t, uint64(unsampled), missed, "socket %d: of its first samples", cookie)
+				// A sample belongs to a tick of the kernel's clock, which may have begun before the first one's time.
+				ticks := (last-first)*uint64(hz)/1e9 + 2
+				most := uint64(tt.burst+changes) + ticks*uint64(tt.rate)/uint64(hz) + 1
+				require.LessOrEqual(t, uint64(samples), most, "socket %d: %d of its %d segments in %d ticks, %d changes", cookie, samples, sent, ticks, changes)
+				if samples >= tt.burst {
+					full++
+				}
+			}
+			require.Equal(t, 5, sockets)
+			left := a.Total[event.HookTransmit].Filtered + a.Total[event.HookTCPProbe].Filtered
+			if tt.rate == maxRate {
+				require.Zero(t, full)
+				return
+			}
+			require.Equal(t, 5, full)
+			require.NotZero(t, left)
+		})
+	}
+}
+
+// Whatever the rate, the first segment that a socket sends after its congestion state changed gives a sample with that state.
+func TestCongestionStatesAreSampledBeyondTheRate(t *testing.T) {
+	l := lab(t, netlab.Options{NoOffload: true, LossToB: netlab.Loss{OneIn: 50}})
+	cfg := in(l.A)
+	cfg.Sockets.Samples, cfg.Sockets.Rate, cfg.Sockets.Burst = SamplesLimited, 1, 1
+	r, a := during(t, cfg, func(*Capture) {
+		_, err := l.Transfer(bounded(t), netlab.Transfer{Bytes: 4 << 20, Congestion: "reno"})
+		require.NoError(t, err)
+		require.NoError(t, l.A.Quiet(bounded(t)))
+	})
+	r.identity(t, a)
+	shown, bare := 0, uint64(0)
+	for _, all := range bySocket(r) {
+		var state event.CAState // of the last incident
+		var told, sampled, known bool
+		var last event.CAState // of the last sample
+		for i, h := range all {
+			switch {
+			case h.Hook == event.HookCongStateSet:
+				state, told, sampled = h.Incident().CAState, true, false
+			case h.Kind == event.KindSample:
+				last, known = h.Sample().CAState, true
+				if told && !sampled && h.Hook == event.HookTransmit {
+					require.Equal(t, state, last, "event %d", h.SockSeq)
+					shown++
+				}
+				sampled = sampled || h.Hook == event.HookTransmit
+			case h.Hook == event.HookTCEgress && told && !sampled && known && state != last:
+				if i+1 == len(all) || all[i+1].Hook != event.HookTransmit {
+					bare++
+				}
+			}
+		}
+	}
+	require.Greater(t, shown, 10)
+	require.LessOrEqual(t, bare, a.Total[event.HookTransmit].Missed)
+}
