@@ -45,10 +45,9 @@ func lab(t *testing.T, o netlab.Options) *netlab.Lab {
 	return netlab.ForTest(t, o)
 }
 
-// in returns a configuration that captures one namespace of a lab, all of it.
+// in returns a configuration that captures one namespace of a lab.
 func in(n *netlab.Namespace) Config {
 	cfg := DefaultConfig()
-	cfg.Sockets.Samples = SamplesEvery
 	cfg.Netns = "/run/netns/" + n.Mount
 	return cfg
 }

@@ -57,8 +57,8 @@ type Samples string
 
 // The values of Samples.
 const (
-	SamplesLimited Samples = "limited" // at each segment as long as a socket keeps to Rate and Burst, and when its congestion state, ssthresh, MSS or timeouts changed
 	SamplesEvery   Samples = "every"   // at each segment that the hooks see
+	SamplesLimited Samples = "limited" // at each segment as long as a socket keeps to Rate and Burst, and when its congestion state, ssthresh, MSS or timeouts changed
 	SamplesChanges Samples = "changes" // only if something of congestion control, RTT or loss state changed
 	SamplesOff     Samples = "off"     // only the final one, when a socket is destroyed
 )
@@ -76,9 +76,9 @@ const (
 // Sockets configures the group that samples the state of sockets.
 type Sockets struct {
 	Enabled bool `mapstructure:"enabled"` // sample the state of sockets
-	// Samples says at which segments a socket's state is sampled. limited: at every one as long as the socket keeps to rate and burst, and, beyond
-	// that, where its congestion state, slow start threshold, MSS or count of timeouts is not that of its last sample; every: at every one that the
-	// hooks see; changes: where congestion window, RTT, loss state or the peer's window is not that of its last sample; off: only when it is destroyed.
+	// Samples says at which segments a socket's state is sampled. every: at every one that the hooks see; limited: at every one as long as the socket
+	// keeps to rate and burst, and, beyond that, where its congestion state, slow start threshold, MSS or count of timeouts is not that of its last
+	// sample; changes: where congestion window, RTT, loss state or the peer's window is not that of its last sample; off: only when it is destroyed.
 	Samples Samples `mapstructure:"samples"`
 	Rate    int     `mapstructure:"rate"`  // with samples: limited, samples of one socket in a second
 	Burst   int     `mapstructure:"burst"` // with samples: limited, samples that a socket may take at once: its first ones, and after a rest
@@ -129,7 +129,7 @@ func DefaultConfig() Config {
 	return Config{
 		Netns:     "all",
 		Packets:   Packets{Enabled: true},
-		Sockets:   Sockets{Enabled: true, Samples: SamplesLimited, Rate: 250, Burst: 500, Transmit: TransmitAuto},
+		Sockets:   Sockets{Enabled: true, Samples: SamplesEvery, Rate: 250, Burst: 500, Transmit: TransmitAuto},
 		Events:    Events{Enabled: true, Hooks: hooks},
 		Filter:    Filter{Sample: 1},
 		Inventory: true,
@@ -162,9 +162,9 @@ func (c Config) Validate() error {
 		fault("netns: %q is neither all, own nor an absolute path such as /run/netns/NAME", c.Netns)
 	}
 	switch c.Sockets.Samples {
-	case SamplesLimited, SamplesEvery, SamplesChanges, SamplesOff:
+	case SamplesEvery, SamplesLimited, SamplesChanges, SamplesOff:
 	default:
-		fault("sockets.samples: %q is none of limited, every, changes, off", c.Sockets.Samples)
+		fault("sockets.samples: %q is none of every, limited, changes, off", c.Sockets.Samples)
 	}
 	if n := c.Sockets.Rate; n < 1 || n > maxRate {
 		fault("sockets.rate: %d is not from 1 to %d; samples: every has no limit", n, maxRate)

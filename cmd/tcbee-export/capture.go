@@ -45,14 +45,14 @@ func (a *app) captureFlags(cmd *cobra.Command) *captureFlags {
 	f := cmd.Flags()
 	f.StringSliceP("interface", "i", nil, "`INTERFACE` to capture on, or a pattern such as eth* or !lo; may be repeated (default all)")
 	f.StringP("spool", "s", "", "`DIR` of the spool")
-	f.String("samples", "", "which samples of a socket's state are taken: limited (the default: each, up to a rate), every, changes, off")
+	f.String("samples", "", "which samples of a socket's state are taken: every (the default), limited (each, up to a rate of a socket), changes, off")
 	f.DurationVarP(&c.duration, "duration", "d", 0, "stop after this time (default: at Ctrl-C or SIGTERM)")
 	f.StringVar(&c.ready, "ready-file", "", "write the process id to `PATH` once everything is attached")
 	config.Bind(f, "interface", "capture.interfaces")
 	config.Bind(f, "spool", "spool.dir")
 	config.Bind(f, "samples", "capture.sockets.samples")
 	_ = cmd.MarkFlagDirname("spool")
-	complete(cmd, "samples", string(bpf.SamplesLimited), string(bpf.SamplesEvery), string(bpf.SamplesChanges), string(bpf.SamplesOff))
+	complete(cmd, "samples", string(bpf.SamplesEvery), string(bpf.SamplesLimited), string(bpf.SamplesChanges), string(bpf.SamplesOff))
 	_ = cmd.RegisterFlagCompletionFunc("interface", interfaces)
 	a.jsonFlag(cmd)
 	f.Lookup("json").Usage = "print the account at the end as JSON on standard output"
@@ -99,7 +99,7 @@ func (a *app) recordCommand() *cobra.Command {
 		Long: `Captures TCP on this host into a spool: the write half alone. At the end it tells for every hook:
 seen = stored + dropped + missed + filtered. The spool can be read while it is recorded.`,
 		Example: `  sudo tcbee-export record --spool /var/lib/tcbee --interface eth0
-  sudo tcbee-export record --spool /tmp/s --samples every # for a study of congestion control
+  sudo tcbee-export record --spool /var/lib/tcbee --samples limited # costs a busy host less
   sudo tcbee-export record --spool /tmp/s --duration 10s --json`,
 		Args: cobra.NoArgs,
 	}

@@ -17,9 +17,9 @@ func TestTheLimitOfSamplesIsTold(t *testing.T) {
 	probe := func(filtered uint64) pipeline.HookCount {
 		return pipeline.HookCount{Hook: "tcp_probe", Seen: 10, Stored: 10 - filtered, Filtered: filtered}
 	}
-	limited := bpf.DefaultConfig().Sockets
-	every := limited
-	every.Samples = bpf.SamplesEvery
+	every := bpf.DefaultConfig().Sockets
+	limited := every
+	limited.Samples = bpf.SamplesLimited
 	for name, tt := range map[string]struct {
 		hook    pipeline.HookCount
 		sockets bpf.Sockets

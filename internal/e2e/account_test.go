@@ -207,10 +207,10 @@ func TestEveryPacketIsAccountedForAtFullSpeed(t *testing.T) {
 		bytes int64 // of each of four transfers
 		args  []string
 	}{
-		"one segment per skb":      {netlab.Options{NoOffload: true, Direct: true}, 64 << 20, []string{"--samples", "every"}},
-		"super-packets":            {netlab.Options{Direct: true}, 256 << 20, []string{"--samples", "every"}},
-		"a limited rate":           {netlab.Options{NoOffload: true, Direct: true}, 64 << 20, nil},
-		"a ring that overflows":    {netlab.Options{NoOffload: true, Direct: true}, 64 << 20, []string{"--samples", "every", "--set", "capture.ring_bytes=131072"}},
+		"one segment per skb":      {netlab.Options{NoOffload: true, Direct: true}, 64 << 20, nil},
+		"super-packets":            {netlab.Options{Direct: true}, 256 << 20, nil},
+		"a limited rate":           {netlab.Options{NoOffload: true, Direct: true}, 64 << 20, []string{"--samples", "limited"}},
+		"a ring that overflows":    {netlab.Options{NoOffload: true, Direct: true}, 64 << 20, []string{"--set", "capture.ring_bytes=131072"}},
 		"over a router that loses": {netlab.Options{LossToB: netlab.Loss{OneIn: 2000}, LossToA: netlab.Loss{OneIn: 2000}}, 64 << 20, nil},
 	}
 	for name, tt := range tests {
@@ -232,7 +232,7 @@ func TestLossesAreToldWithTheirTimes(t *testing.T) {
 	require.NoError(t, err)
 	dir := filepath.Join(t.TempDir(), "spool")
 	t.Setenv("TCBEE_CAPTURE_RING_BYTES", strconv.Itoa(1<<20))
-	rec := start(t, lab.A, "record", "--spool", dir, "--samples", "every")
+	rec := start(t, lab.A, "record", "--spool", dir)
 
 	packets := func() uint64 {
 		in, err := wire.In()
@@ -344,7 +344,7 @@ func TestProbeIdentityHolds(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")
 	fired, err := lab.Firings(lab.A, "tcp_probe")
 	require.NoError(t, err)
-	rec := start(t, lab.A, "record", "--spool", dir, "--samples", "every")
+	rec := start(t, lab.A, "record", "--spool", dir)
 	got := map[uint16]*probeIdentity{}
 	for port := uint16(firstPort); port < firstPort+transfers; port++ {
 		before := snmp(t, lab.A)

@@ -55,7 +55,7 @@ func TestLossyTransferIsToldRightly(t *testing.T) {
 			dir := t.TempDir()
 			spoolDir, live := filepath.Join(dir, "spool"), filepath.Join(dir, "live.jsonl")
 
-			rec := start(t, lab.A, "run", "--spool", spoolDir, "--output", "file:"+live, "--samples", "every")
+			rec := start(t, lab.A, "run", "--spool", spoolDir, "--output", "file:"+live)
 			before := snmp(t, lab.A)
 			var ss *sampler
 			tt.tr.Started = func(client, _ *net.TCPConn) {
