@@ -556,6 +556,7 @@ func (c *Capture) Accounting() Accounting {
 	if c.slots == nil {
 		return a
 	}
+	a.Limited = c.slots.limited()
 	for cpu := range c.obj.cpus {
 		counters := c.slots.counters(cpu)
 		if cpu == 0 {

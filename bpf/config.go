@@ -58,7 +58,7 @@ type Samples string
 // The values of Samples.
 const (
 	SamplesEvery   Samples = "every"   // at each segment that the hooks see
-	SamplesLimited Samples = "limited" // at each segment as long as a socket keeps to Rate and Burst, and when its congestion state, ssthresh, MSS or timeouts changed
+	SamplesLimited Samples = "limited" // at each segment, but on a CPU with more than LimitAbove of them up to a rate of each socket
 	SamplesChanges Samples = "changes" // only if something of congestion control, RTT or loss state changed
 	SamplesOff     Samples = "off"     // only the final one, when a socket is destroyed
 )
@@ -76,12 +76,14 @@ const (
 // Sockets configures the group that samples the state of sockets.
 type Sockets struct {
 	Enabled bool `mapstructure:"enabled"` // sample the state of sockets
-	// Samples says at which segments a socket's state is sampled. every: at every one that the hooks see; limited: at every one as long as the socket
-	// keeps to rate and burst, and, beyond that, where its congestion state, slow start threshold, MSS or count of timeouts is not that of its last
-	// sample; changes: where congestion window, RTT, loss state or the peer's window is not that of its last sample; off: only when it is destroyed.
-	Samples Samples `mapstructure:"samples"`
-	Rate    int     `mapstructure:"rate"`  // with samples: limited, samples of one socket in a second
-	Burst   int     `mapstructure:"burst"` // with samples: limited, samples that a socket may take at once: its first ones, and after a rest
+	// Samples says at which segments a socket's state is sampled. every: at every one that the hooks see; limited: at every one too, but on a CPU that has more than
+	// limit_above of them a second only as long as the socket keeps to rate and burst, and beyond that where its congestion state, slow start threshold, MSS or
+	// count of timeouts is not that of its last sample; changes: where congestion window, RTT, loss state or the peer's window is not that of its last
+	// sample; off: only when it is destroyed.
+	Samples    Samples `mapstructure:"samples"`
+	LimitAbove int     `mapstructure:"limit_above"` // with samples: limited, segments a second, sampled or not, that one CPU has to have for its sockets to be limited; 0: they always are
+	Rate       int     `mapstructure:"rate"`        // with samples: limited, samples of one socket in a second
+	Burst      int     `mapstructure:"burst"`       // with samples: limited, samples that a socket may take at once: its first ones, and after a rest
 	// Transmit is where the sockets of sent segments are sampled: fentry takes one sample of each segment as it leaves TCP,
 	// for all devices and before the socket counts it; egress one of each packet at the interfaces, for kernels that refuse
 	// fentry; auto is fentry where it works, else egress.
@@ -91,14 +93,22 @@ type Sockets struct {
 // limitShift is LIMIT_SHIFT of sockets.h.
 const limitShift = 20
 
-// limit returns what one sample of a socket takes of its time, and by how much it may be ahead of its rate, in
-// 2^-limitShift jiffies of a kernel with hz of them a second; 0 and 0: there is no limit.
-func (s Sockets) limit(hz uint32) (step, ahead uint64) {
+// limit is what samples: limited asks of the programs, in 2^-limitShift jiffies: what one sample takes of a socket's time, by how much the socket may be
+// ahead of its rate, and what one segment takes of a CPU's time. All are 0 where there is no limit, and above where it always holds.
+type limit struct{ step, ahead, above uint64 }
+
+// limit is the limit for a kernel with hz jiffies a second.
+func (s Sockets) limit(hz uint32) (l limit) {
 	if s.Samples != SamplesLimited {
-		return 0, 0
+		return l
 	}
-	step = max(uint64(hz)<<limitShift/uint64(s.Rate), 1)
-	return step, step * uint64(s.Burst-1)
+	second := uint64(hz) << limitShift
+	l.step = max(second/uint64(s.Rate), 1)
+	l.ahead = l.step * uint64(s.Burst-1)
+	if s.LimitAbove > 0 {
+		l.above = max(second/uint64(s.LimitAbove), 1)
+	}
+	return l
 }
 
 // Events configures the group of incidents.
@@ -129,7 +139,7 @@ func DefaultConfig() Config {
 	return Config{
 		Netns:     "all",
 		Packets:   Packets{Enabled: true},
-		Sockets:   Sockets{Enabled: true, Samples: SamplesEvery, Rate: 250, Burst: 500, Transmit: TransmitAuto},
+		Sockets:   Sockets{Enabled: true, Samples: SamplesLimited, LimitAbove: 10_000, Rate: 50, Burst: 100, Transmit: TransmitAuto},
 		Events:    Events{Enabled: true, Hooks: hooks},
 		Filter:    Filter{Sample: 1},
 		Inventory: true,
@@ -165,6 +175,9 @@ func (c Config) Validate() error {
 	case SamplesEvery, SamplesLimited, SamplesChanges, SamplesOff:
 	default:
 		fault("sockets.samples: %q is none of every, limited, changes, off", c.Sockets.Samples)
+	}
+	if n := c.Sockets.LimitAbove; n < 0 || n > maxRate {
+		fault("sockets.limit_above: %d is not from 0 to %d; samples: every has no limit", n, maxRate)
 	}
 	if n := c.Sockets.Rate; n < 1 || n > maxRate {
 		fault("sockets.rate: %d is not from 1 to %d; samples: every has no limit", n, maxRate)

@@ -62,4 +62,6 @@ type Capability struct {
 type Accounting struct {
 	Total [event.Hooks]event.Counters
 	CPUs  [][event.Hooks]event.Counters // by CPU number
+
+	Limited uint64 // samples among the filtered that SamplesLimited left out
 }

@@ -8,12 +8,30 @@ import (
 	"cmp"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/tcbee/tcbee-export/bpf/event"
 	"github.com/tcbee/tcbee-export/bpf/netlab"
 )
+
+// limitedTo is with every socket limited, on however idle a CPU.
+func limitedTo(rate, burst int) Sockets {
+	s := DefaultConfig().Sockets
+	s.Samples, s.LimitAbove, s.Rate, s.Burst = SamplesLimited, 0, rate, burst
+	return s
+}
+
+// requireLimited returns how many samples the limit left out. Those are all that were filtered of sent segments, and of received ones those that are
+// not of the other namespace's sockets.
+func requireLimited(t *testing.T, a Accounting) uint64 {
+	t.Helper()
+	sent, received := a.Total[event.HookTransmit].Filtered, a.Total[event.HookTCPProbe].Filtered
+	require.GreaterOrEqual(t, a.Limited, sent)
+	require.LessOrEqual(t, a.Limited, sent+received)
+	return a.Limited
+}
 
 // bySocket returns the events of sockets that hooks see, each socket's in the kernel's order.
 func bySocket(r *recorded) map[uint64][]*event.Header {
@@ -54,7 +72,7 @@ func TestSamplesKeepToTheirRate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := lab(t, tt.options)
 			cfg := in(l.A)
-			cfg.Sockets.Samples, cfg.Sockets.Rate, cfg.Sockets.Burst = SamplesLimited, tt.rate, tt.burst
+			cfg.Sockets = limitedTo(tt.rate, tt.burst)
 			r, a := during(t, cfg, func(*Capture) {
 				for _, from := range []*netlab.Namespace{l.A, l.B} {
 					to := l.B
@@ -119,6 +137,7 @@ func TestSamplesKeepToTheirRate(t *testing.T) {
 			}
 			require.Equal(t, 5, full)
 			require.NotZero(t, left)
+			requireLimited(t, a)
 		})
 	}
 }
@@ -127,7 +146,7 @@ func TestSamplesKeepToTheirRate(t *testing.T) {
 func TestCongestionStatesAreSampledBeyondTheRate(t *testing.T) {
 	l := lab(t, netlab.Options{NoOffload: true, LossToB: netlab.Loss{OneIn: 50}})
 	cfg := in(l.A)
-	cfg.Sockets.Samples, cfg.Sockets.Rate, cfg.Sockets.Burst = SamplesLimited, 1, 1
+	cfg.Sockets = limitedTo(1, 1)
 	r, a := during(t, cfg, func(*Capture) {
 		_, err := l.Transfer(bounded(t), netlab.Transfer{Bytes: 4 << 20, Congestion: "reno"})
 		require.NoError(t, err)
@@ -159,4 +178,63 @@ func TestCongestionStatesAreSampledBeyondTheRate(t *testing.T) {
 	}
 	require.Greater(t, shown, 10)
 	require.LessOrEqual(t, bare, a.Total[event.HookTransmit].Missed)
+}
+
+// As long as its CPU is not busy, every segment of a socket is sampled; when it is busy a socket is limited, and some time later not any more.
+func TestSocketsAreLimitedOnABusyCPU(t *testing.T) {
+	l := lab(t, netlab.Options{NoOffload: true})
+	cfg := in(l.A)
+	cfg.Sockets.Samples, cfg.Sockets.LimitAbove, cfg.Sockets.Rate, cfg.Sockets.Burst = SamplesLimited, 300, 1, 1
+	left := func(c *Capture) uint64 { return requireLimited(t, c.Accounting()) }
+	// Fewer segments than a quarter of a second may have.
+	few := func() {
+		_, err := l.Exchange(bounded(t), netlab.Exchange{Connections: 1, Requests: 15})
+		require.NoError(t, err)
+		require.NoError(t, l.A.Quiet(bounded(t)))
+	}
+	r, a := during(t, cfg, func(c *Capture) {
+		few()
+		require.Zero(t, left(c))
+		_, err := l.Transfer(bounded(t), netlab.Transfer{Bytes: 16 << 20})
+		require.NoError(t, err)
+		require.NoError(t, l.A.Quiet(bounded(t)))
+		crowd := left(c)
+		require.NotZero(t, crowd)
+		time.Sleep(time.Second) // so much of the kernel's clock has to pass, half of it would do
+		few()
+		require.Equal(t, crowd, left(c))
+	})
+	r.identity(t, a)
+	whole(t, r, a)
+}
+
+// What a filter leaves out makes no CPU busy: others' traffic does not limit the samples of what is wanted.
+func TestUnwantedSegmentsLimitNobody(t *testing.T) {
+	l := lab(t, netlab.Options{NoOffload: true})
+	for name, tt := range map[string]struct {
+		filter Filter
+		most   bool // of the segments are wanted
+	}{
+		"the many are wanted": {Filter{Prefixes: []string{"::/0"}, Sample: 1}, true},
+		"the few are wanted":  {Filter{Prefixes: []string{"10.0.0.0/8"}, Sample: 1}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := in(l.A)
+			cfg.Filter = tt.filter
+			cfg.Sockets.Samples, cfg.Sockets.LimitAbove, cfg.Sockets.Rate, cfg.Sockets.Burst = SamplesLimited, 300, 1, 1
+			r, a := during(t, cfg, func(*Capture) {
+				_, err := l.Transfer(bounded(t), netlab.Transfer{Bytes: 16 << 20, IPv6: true})
+				require.NoError(t, err)
+				_, err = l.Exchange(bounded(t), netlab.Exchange{Connections: 1, Requests: 15})
+				require.NoError(t, err)
+				require.NoError(t, l.A.Quiet(bounded(t)))
+			})
+			r.identity(t, a)
+			whole(t, r, a)
+			require.Equal(t, tt.most, a.Limited > 0)
+			require.NotZero(t, r.stored[event.HookTransmit])
+			require.NotZero(t, r.stored[event.HookTCPProbe])
+			require.NotZero(t, a.Total[event.HookTCPProbe].Filtered)
+		})
+	}
 }

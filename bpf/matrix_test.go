@@ -44,10 +44,10 @@ func TestConfigurations(t *testing.T) {
 			hooks(samples...)},
 		"samples at a limited rate": {func(c *Config) {
 			c.Packets.Enabled, c.Events.Enabled = false, false
-			c.Sockets.Samples, c.Sockets.Rate, c.Sockets.Burst = SamplesLimited, 1, 10
+			c.Sockets = limitedTo(1, 10)
 		}, hooks(samples...)},
 		"filters, packets, samples at a limited rate": {func(c *Config) {
-			c.Sockets.Samples, c.Sockets.Rate, c.Sockets.Burst = SamplesLimited, 1, 10
+			c.Sockets = limitedTo(1, 10)
 			c.Filter = Filter{Ports: []string{"1-65535"}, Sample: 1}
 		}, hooks(append(append(packets, samples...), events...)...)},
 		"no samples": {func(c *Config) { c.Packets.Enabled, c.Events.Enabled, c.Sockets.Samples = false, false, SamplesOff },

@@ -49,6 +49,7 @@ type programsSlot struct {
 	Len      uint32
 	First    uint64
 	Last     uint64
+	Due      uint64
 	Seen     [24]uint64
 	Filtered [24]uint64
 	Made     [24]uint64
@@ -56,6 +57,7 @@ type programsSlot struct {
 	Dropped  [24]uint64
 	Over     [24]uint64
 	Passed   [24]uint64
+	Limited  uint64
 	Batch    struct {
 		_         structs.HostLayout
 		Size      uint32
@@ -124,6 +126,7 @@ const (
 	programsProgTcpSendReset        = "tcp_send_reset"
 	programsProgTcpTransmit         = "tcp_transmit"
 	programsProgXdpIngress          = "xdp_ingress"
+	programsVarCfgAboveStep         = "cfg_above_step"
 	programsVarCfgCa                = "cfg_ca"
 	programsVarCfgCgroup            = "cfg_cgroup"
 	programsVarCfgChangesOnly       = "cfg_changes_only"
@@ -238,6 +241,7 @@ type programsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsVariableSpecs struct {
+	CfgAboveStep     *ebpf.VariableSpec `ebpf:"cfg_above_step"`
 	CfgCa            *ebpf.VariableSpec `ebpf:"cfg_ca"`
 	CfgCgroup        *ebpf.VariableSpec `ebpf:"cfg_cgroup"`
 	CfgChangesOnly   *ebpf.VariableSpec `ebpf:"cfg_changes_only"`
@@ -316,6 +320,7 @@ func (m *programsMaps) Close() error {
 //
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsVariables struct {
+	CfgAboveStep     *ebpf.Variable `ebpf:"cfg_above_step"`
 	CfgCa            *ebpf.Variable `ebpf:"cfg_ca"`
 	CfgCgroup        *ebpf.Variable `ebpf:"cfg_cgroup"`
 	CfgChangesOnly   *ebpf.Variable `ebpf:"cfg_changes_only"`

@@ -155,7 +155,7 @@ func loadObject(cfg Config, set settings) (*object, error) {
 		return nil, err
 	}
 	cache := btf.NewCache()
-	step, ahead := cfg.Sockets.limit(set.hz)
+	limit := cfg.Sockets.limit(set.hz)
 	spec.Maps[programsMapSlots].MaxEntries = uint32(cpus * slotLevels)
 	spec.Maps[programsMapRing].MaxEntries = uint32(size)
 	for name, v := range map[string]any{
@@ -176,8 +176,9 @@ func loadObject(cfg Config, set settings) (*object, error) {
 		programsVarCfgCgroup:        cgroup,
 		programsVarCfgCa:            knownStates(cache),
 		programsVarCfgChangesOnly:   flag(cfg.Sockets.Samples == SamplesChanges),
-		programsVarCfgLimitStep:     step,
-		programsVarCfgLimitAhead:    ahead,
+		programsVarCfgLimitStep:     limit.step,
+		programsVarCfgLimitAhead:    limit.ahead,
+		programsVarCfgAboveStep:     limit.above,
 	} {
 		if err := spec.Variables[name].Set(v); err != nil {
 			panic("BUG: set " + name + ": " + err.Error())

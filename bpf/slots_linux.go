@@ -137,6 +137,14 @@ func (s *slots) counters(cpu int) (c [event.Hooks]event.Counters) {
 	return c
 }
 
+// limited is the number of samples that the limit left out (limited in sockets.h).
+func (s *slots) limited() (n uint64) {
+	for cpu := range s.cpus {
+		n += atomic.LoadUint64(&s.all[cpu*slotLevels].Limited)
+	}
+	return n
+}
+
 // rest appends what could not be sent: records left in slots and losses not told. Only for
 // the end, when no program runs any more.
 func (s *slots) rest(dst []byte) []byte {

@@ -33,8 +33,8 @@ attribute set selects: ` + "`network.local.address`, `network.local.port`, `netw
 - **Counted once**: a packet that passes several interfaces of a host (VLAN, bond, a forwarder's two sides) counts at
   the interface where its direction was seen first.
 - **Last Sample**: the newest state of the socket. Samples are taken when a segment is received, before it is
-  processed, when one is sent, and when the socket is destroyed; fewer of them if
-  ` + "`capture.sockets.samples`" + ` says so. ` + "`tcp_probe`" + ` misses segments that the kernel
+  processed, when one is sent, and when the socket is destroyed; fewer of them
+  on a busy CPU, or if ` + "`capture.sockets.samples`" + ` says so. ` + "`tcp_probe`" + ` misses segments that the kernel
   merged in the socket's backlog; the wire's truth is in the segments.
 - **Retransmits** are counted in segments, as nstat's TcpRetransSegs, not in packets. They are known for local
   sockets only.

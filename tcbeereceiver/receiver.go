@@ -28,6 +28,7 @@ type source interface {
 	pipeline.Source
 	// Stop detaches; Next returns what is left and then io.EOF.
 	Stop()
+	Accounting() bpf.Accounting
 }
 
 // tcp is the receiver. Start opens spool and kernel, a goroutine runs the pipeline, Shutdown
@@ -141,6 +142,9 @@ func (s *session) run(ctx context.Context, r *tcp) error {
 		pipeline.ReadOptions{Process: r.cfg.Process, Export: export}, r.next, r.log)
 	for _, h := range result.Hooks {
 		r.log.Info("hook", "hook", h.Hook, "seen", h.Seen, "stored", h.Stored, "dropped", h.Dropped, "missed", h.Missed, "filtered", h.Filtered)
+	}
+	if n := s.source.Accounting().Limited; n > 0 {
+		r.log.Info("samples were left out because a CPU was busy (sockets.samples: limited)", "samples", n)
 	}
 	if result.SinkErrors > 0 {
 		r.log.Warn("collections were refused by the next consumer", "collections", result.SinkErrors, "error", result.SinkErr)

@@ -3,6 +3,7 @@
 package tcbeereceiver
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -42,6 +43,7 @@ type fake struct {
 	stopped chan struct{}
 	once    sync.Once
 	closed  bool
+	limited uint64
 }
 
 func newFake(batches ...[]byte) *fake {
@@ -70,6 +72,8 @@ func (f *fake) Stop() {
 		f.once.Do(func() { close(f.stopped) })
 	}
 }
+
+func (f *fake) Accounting() bpf.Accounting { return bpf.Accounting{Limited: f.limited} }
 
 func (f *fake) Close() error {
 	f.closed = true
@@ -183,8 +187,11 @@ func TestConfiguration(t *testing.T) {
 
 func TestDeliversToTheNextConsumer(t *testing.T) {
 	src := newFake(traffic()...)
+	src.limited = 7
 	var sink consumertest.MetricsSink
 	r, cfg := newReceiver(t, src, &sink)
+	var log bytes.Buffer // of one goroutine after the other
+	r.log = slog.New(slog.NewTextHandler(&log, nil))
 	ctx, cancel := context.WithCancel(t.Context())
 	require.NoError(t, r.Start(ctx, componenttest.NewNopHost()))
 	cancel() // the context of Start ends with the start-up
@@ -192,6 +199,7 @@ func TestDeliversToTheNextConsumer(t *testing.T) {
 	require.NoError(t, r.Shutdown(t.Context()))
 	require.NoError(t, r.Shutdown(t.Context()), "twice")
 	require.True(t, src.closed)
+	require.Contains(t, log.String(), `samples=7`)
 
 	got := names(sink.AllMetrics())
 	require.Subset(t, got, []string{"network.flow.tcp.congestion_window", "network.flow.tcp.io", "network.flow.tcp.rtt.smoothed"})

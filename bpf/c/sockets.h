@@ -12,6 +12,7 @@ const volatile __u8 cfg_ca = 3;           /* CA_CUBIC, CA_BBR: this kernel has i
 const volatile __u8 cfg_changes_only = 0; /* samples: changes */
 const volatile __u64 cfg_limit_step = 0;  /* samples: limited: time of one sample of a socket, in 2^-LIMIT_SHIFT jiffies; 0: none */
 const volatile __u64 cfg_limit_ahead = 0; /* ... by how much a socket may be ahead of its rate */
+const volatile __u64 cfg_above_step = 0;  /* ... time of one segment on a CPU above which its sockets are limited; 0: they always are */
 const volatile __u64 cfg_netns = 0;       /* only this namespace, 0: all */
 
 enum {
@@ -23,7 +24,7 @@ enum {
 struct sock_state {
 	__u64 cookie;  /* of the socket that seq counts for: an accepted one is cloned from its listener */
 	__u64 digest;  /* of the last sample, for samples: changes and limited */
-	__u64 due;     /* samples: limited: when a socket that keeps to its rate would be sampled next */
+	__u64 due;     /* samples: limited: when the socket would be sampled next at its rate */
 	__u64 cgroup;
 	__u32 seq;
 	__u32 pid;     /* of the process that connected or listened, 0 unknown */
@@ -194,28 +195,67 @@ static __always_inline int unchanged(struct tcp_sock *tp, struct sock_state *st)
 #define LIMIT_SHIFT 20
 
 /*
- * True if the socket has had as many samples as its rate allows (the generic
- * cell rate algorithm, ITU-T I.371) and none of what tells of an incident
- * changed since the last one: that is sampled at once. Counts the sample
- * otherwise. By jiffies, because the clock costs more than all the rest.
+ * True if the CPU has had more segments lately than cfg_above_step allows: a
+ * quarter of a second's worth of them at once, or more for long. All count,
+ * sampled or not, and it ends when there have been fewer for as long. Who
+ * interrupts another one here may go uncounted.
  */
-static __always_inline int beyond_rate(struct tcp_sock *tp, struct sock_state *st)
+static __always_inline int crowded(struct slot *first, __u64 now)
 {
-	struct inet_connection_sock *icsk = &tp->inet_conn;
-	__u64 d, now, due;
+	__u64 most = ((__u64)cfg_hz << LIMIT_SHIFT) / 4, due = READ_ONCE(first->due);
 
-	if (!st)
+	if (!cfg_above_step)
+		return 1;
+	if (due < now)
+		due = now;
+	due += cfg_above_step;
+	if (due > now + 2 * most)
+		due = now + 2 * most;
+	WRITE_ONCE(first->due, due);
+	return due > now + most;
+}
+
+/*
+ * True if the socket has had as many samples as its rate allows (the generic
+ * cell rate algorithm, ITU-T I.371). By jiffies, because the clock costs more
+ * than all the rest.
+ */
+static __always_inline int beyond_rate(struct sock_state *st, __u64 now)
+{
+	__u64 due = st->due;
+
+	if (due < now)
+		due = now;
+	if (due > now + cfg_limit_ahead)
+		return 1;
+	st->due = due + cfg_limit_step;
+	return 0;
+}
+
+/*
+ * True if the CPU is crowded, the socket beyond its rate, and nothing of what
+ * tells of an incident changed since its last sample: that is sampled at once.
+ */
+static __always_inline int limited(struct tcp_sock *tp, struct sock_state *st)
+{
+	__u32 i = bpf_get_smp_processor_id() * LEVELS;
+	struct inet_connection_sock *icsk = &tp->inet_conn;
+	struct slot *first = bpf_map_lookup_elem(&slots, &i);
+	__u64 d, now;
+	int busy, beyond;
+
+	if (!st || !first)
 		return 0;
 	d = (__u64)tp->snd_ssthresh << 32 | (tp->mss_cache & 0xffff) << 16 | BITS(icsk, icsk_ca_state) << 8 |
 	    icsk->icsk_retransmits;
 	now = bpf_jiffies64() << LIMIT_SHIFT;
-	due = st->due;
-	if (due < now)
-		due = now;
-	if (due > now + cfg_limit_ahead && st->digest == d)
+	busy = crowded(first, now);
+	beyond = beyond_rate(st, now);
+	if (busy && beyond && st->digest == d) {
+		__sync_fetch_and_add(&first->limited, 1);
 		return 1;
+	}
 	st->digest = d;
-	st->due = due + cfg_limit_step;
 	return 0;
 }
 
@@ -223,7 +263,7 @@ static __always_inline int beyond_rate(struct tcp_sock *tp, struct sock_state *s
 static __always_inline int unsampled(struct tcp_sock *tp, struct sock_state *st)
 {
 	if (cfg_limit_step)
-		return beyond_rate(tp, st);
+		return limited(tp, st);
 	return cfg_changes_only && unchanged(tp, st);
 }
 
@@ -471,6 +511,7 @@ static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, str
 	struct skb_cb cb = {};
 	struct slot *s;
 	__u64 now, cookie;
+	int segment = hook == TCB_HOOK_TCP_PROBE || hook == TCB_HOOK_TRANSMIT;
 
 	if (!tp)
 		return 0;
@@ -482,7 +523,7 @@ static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, str
 	}
 	cookie = sock_cookie(sk);
 	st = sock_state(sk, cookie);
-	if ((hook == TCB_HOOK_TCP_PROBE || hook == TCB_HOOK_TRANSMIT) && unsampled(tp, st)) {
+	if (!cfg_filter && segment && unsampled(tp, st)) {
 		pass(hook);
 		return 0;
 	}
@@ -498,9 +539,15 @@ static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, str
 	r->trigger_seq = cb.seq;
 	r->trigger_ack = hook == TCB_HOOK_TRANSMIT ? ack : cb.ack;
 	r->trigger_len = cb.len;
-	fill_header(&r->h, sk, hook, cookie, st, now);
-	if (cfg_filter && (!wanted(&r->h) || (cfg_filter & FILTER_CGROUP && !in_cgroup(sk))))
-		goto filtered;
+	fill_header(&r->h, sk, hook, cookie, NULL, now);
+	if (cfg_filter) {
+		if (!wanted(&r->h) || (cfg_filter & FILTER_CGROUP && !in_cgroup(sk)))
+			goto filtered;
+		/* Only now, because what is not wanted makes no CPU crowded. */
+		if (segment && unsampled(tp, st))
+			goto filtered;
+	}
+	r->h.sock_seq = next_seq(st);
 	r->h.kind = TCB_SAMPLE;
 	r->h.size = sizeof(*r);
 	r->h.dir = dir;

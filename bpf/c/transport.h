@@ -28,6 +28,7 @@ struct slot {
 	__u32 len;               /* bytes gathered in data */
 	__u64 first;             /* time of the first record gathered, 0: none */
 	__u64 last;              /* time of the last one */
+	__u64 due;               /* first slot of a CPU: see crowded() */
 	__u64 seen[TCB_HOOKS];   /* events met */
 	__u64 filtered[TCB_HOOKS];
 	__u64 made[TCB_HOOKS];   /* records written into data */
@@ -35,6 +36,7 @@ struct slot {
 	__u64 dropped[TCB_HOOKS];
 	__u64 over[TCB_HOOKS];   /* first slot of a CPU: events for which none was free */
 	__u64 passed[TCB_HOOKS]; /* first slot of a CPU: events filtered without a slot */
+	__u64 limited;           /* first slot of a CPU: samples among the filtered that limited() left out */
 	struct tcb_batch batch;
 	__u8 data[SLOT_DATA];
 };

@@ -18,7 +18,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tcbee/tcbee-export/bpf"
-	"github.com/tcbee/tcbee-export/bpf/event"
 	"github.com/tcbee/tcbee-export/config"
 	"github.com/tcbee/tcbee-export/exporter"
 	"github.com/tcbee/tcbee-export/internal/pipeline"
@@ -45,14 +44,14 @@ func (a *app) captureFlags(cmd *cobra.Command) *captureFlags {
 	f := cmd.Flags()
 	f.StringSliceP("interface", "i", nil, "`INTERFACE` to capture on, or a pattern such as eth* or !lo; may be repeated (default all)")
 	f.StringP("spool", "s", "", "`DIR` of the spool")
-	f.String("samples", "", "which samples of a socket's state are taken: every (the default), limited (each, up to a rate of a socket), changes, off")
+	f.String("samples", "", "which samples of a socket's state are taken: limited (the default: each, but on a busy CPU up to a rate of a socket), every, changes, off")
 	f.DurationVarP(&c.duration, "duration", "d", 0, "stop after this time (default: at Ctrl-C or SIGTERM)")
 	f.StringVar(&c.ready, "ready-file", "", "write the process id to `PATH` once everything is attached")
 	config.Bind(f, "interface", "capture.interfaces")
 	config.Bind(f, "spool", "spool.dir")
 	config.Bind(f, "samples", "capture.sockets.samples")
 	_ = cmd.MarkFlagDirname("spool")
-	complete(cmd, "samples", string(bpf.SamplesEvery), string(bpf.SamplesLimited), string(bpf.SamplesChanges), string(bpf.SamplesOff))
+	complete(cmd, "samples", string(bpf.SamplesLimited), string(bpf.SamplesEvery), string(bpf.SamplesChanges), string(bpf.SamplesOff))
 	_ = cmd.RegisterFlagCompletionFunc("interface", interfaces)
 	a.jsonFlag(cmd)
 	f.Lookup("json").Usage = "print the account at the end as JSON on standard output"
@@ -99,7 +98,7 @@ func (a *app) recordCommand() *cobra.Command {
 		Long: `Captures TCP on this host into a spool: the write half alone. At the end it tells for every hook:
 seen = stored + dropped + missed + filtered. The spool can be read while it is recorded.`,
 		Example: `  sudo tcbee-export record --spool /var/lib/tcbee --interface eth0
-  sudo tcbee-export record --spool /var/lib/tcbee --samples limited # costs a busy host less
+  sudo tcbee-export record --spool /var/lib/tcbee --samples every # of each socket at each segment, whatever that costs
   sudo tcbee-export record --spool /tmp/s --duration 10s --json`,
 		Args: cobra.NoArgs,
 	}
@@ -189,7 +188,7 @@ func (a *app) capture(ctx context.Context, c *captureFlags, metrics bool) (err e
 	} else {
 		result, err = pipeline.Record(work, source, w, a.log)
 	}
-	if perr := a.printResult(result, cfg.Capture.Sockets); perr != nil && err == nil {
+	if perr := a.printResult(captured{result, capture.Accounting().Limited}, cfg.Capture.Sockets); perr != nil && err == nil {
 		err = perr
 	}
 	if result.SinkErrors > 0 {
@@ -198,13 +197,23 @@ func (a *app) capture(ctx context.Context, c *captureFlags, metrics bool) (err e
 	return errors.Join(err, damageError(result.Damaged))
 }
 
+// captured is what a capture tells at its end.
+type captured struct {
+	pipeline.Result
+	Limited uint64 `json:"limited"` // see bpf.Accounting
+}
+
 // printResult tells the account: as a table on standard error, where it does not mix with metrics, or as JSON.
-func (a *app) printResult(r pipeline.Result, sockets bpf.Sockets) error {
+func (a *app) printResult(r captured, sockets bpf.Sockets) error {
 	if a.json {
 		return printJSON(a.stdout, r)
 	}
 	printHooks(a, r.Hooks)
-	printLimit(a, r.Hooks, sockets)
+	if r.Limited > 0 {
+		fmt.Fprintf(a.stderr, "%s samples among the filtered were left out because a CPU was busy (capture.sockets.limit_above, %s segments a second):\n"+
+			"a socket is then sampled up to %s times a second, and when its congestion state changes; --samples every takes all\n",
+			count(r.Limited), count(uint64(sockets.LimitAbove)), count(uint64(sockets.Rate)))
+	}
 	if r.Unstored > 0 {
 		fmt.Fprintf(a.stderr, "%s events were lost because the spool took nothing (they are among the dropped)\n", count(r.Unstored))
 	}
@@ -222,19 +231,6 @@ func printHooks(a *app, hooks []pipeline.HookCount) {
 	for _, h := range hooks {
 		if !h.Balanced() {
 			fmt.Fprintf(a.stderr, "%s: seen is not stored + dropped + missed + filtered\n", h.Hook)
-		}
-	}
-}
-
-// printLimit tells why samples were filtered, if a limit of their rate can be the reason.
-func printLimit(a *app, hooks []pipeline.HookCount, sockets bpf.Sockets) {
-	if sockets.Samples != bpf.SamplesLimited {
-		return
-	}
-	for _, h := range hooks {
-		if h.Filtered > 0 && (h.Hook == event.HookTCPProbe.String() || h.Hook == event.HookTransmit.String()) {
-			fmt.Fprintf(a.stderr, "sockets are sampled up to %s times a second each; for all samples: --samples every\n", count(uint64(sockets.Rate)))
-			return
 		}
 	}
 }

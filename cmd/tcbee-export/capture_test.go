@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -12,34 +13,34 @@ import (
 	"github.com/tcbee/tcbee-export/internal/pipeline"
 )
 
-// The account says why samples were filtered, where a limit of their rate can be the reason.
+// The account says why samples were left out, if they were.
 func TestTheLimitOfSamplesIsTold(t *testing.T) {
-	probe := func(filtered uint64) pipeline.HookCount {
-		return pipeline.HookCount{Hook: "tcp_probe", Seen: 10, Stored: 10 - filtered, Filtered: filtered}
-	}
-	every := bpf.DefaultConfig().Sockets
-	limited := every
-	limited.Samples = bpf.SamplesLimited
+	hooks := []pipeline.HookCount{{Hook: "tcp_probe", Seen: 9000, Stored: 2000, Filtered: 7000}}
 	for name, tt := range map[string]struct {
-		hook    pipeline.HookCount
-		sockets bpf.Sockets
-		told    bool
+		limited uint64
+		want    string
 	}{
-		"beyond the rate":    {probe(4), limited, true},
-		"all taken":          {probe(0), limited, false},
-		"without a limit":    {probe(4), every, false},
-		"of another's hooks": {pipeline.HookCount{Hook: "kfree_skb", Seen: 4, Filtered: 4}, limited, false},
+		"by the limit": {6500, `
+6,500 samples among the filtered were left out because a CPU was busy (capture.sockets.limit_above, 10,000 segments a second):
+a socket is then sampled up to 50 times a second, and when its congestion state changes; --samples every takes all
+`},
+		"by filters": {0, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
 			a := &app{stderr: &out}
-			require.NoError(t, a.printResult(pipeline.Result{Hooks: []pipeline.HookCount{tt.hook}}, tt.sockets))
-			require.Contains(t, out.String(), tt.hook.Hook)
-			if tt.told {
-				require.Contains(t, out.String(), "up to 250 times a second each; for all samples: --samples every\n")
-			} else {
-				require.NotContains(t, out.String(), "--samples every")
+			require.NoError(t, a.printResult(captured{pipeline.Result{Hooks: hooks}, tt.limited}, bpf.DefaultConfig().Sockets))
+			require.Contains(t, out.String(), "7,000")
+			if tt.want == "" {
+				require.NotContains(t, out.String(), "samples")
 			}
+			require.Contains(t, out.String(), tt.want)
+
+			out.Reset()
+			a = &app{stdout: &out, json: true}
+			require.NoError(t, a.printResult(captured{pipeline.Result{Hooks: hooks}, tt.limited}, bpf.DefaultConfig().Sockets))
+			require.Contains(t, out.String(), fmt.Sprintf(`"limited": %d`, tt.limited))
+			require.Contains(t, out.String(), `"hooks": [`)
 		})
 	}
 }

@@ -209,7 +209,7 @@ func TestEveryPacketIsAccountedForAtFullSpeed(t *testing.T) {
 	}{
 		"one segment per skb":      {netlab.Options{NoOffload: true, Direct: true}, 64 << 20, nil},
 		"super-packets":            {netlab.Options{Direct: true}, 256 << 20, nil},
-		"a limited rate":           {netlab.Options{NoOffload: true, Direct: true}, 64 << 20, []string{"--samples", "limited"}},
+		"every sample":             {netlab.Options{NoOffload: true, Direct: true}, 64 << 20, []string{"--samples", "every"}},
 		"a ring that overflows":    {netlab.Options{NoOffload: true, Direct: true}, 64 << 20, []string{"--set", "capture.ring_bytes=131072"}},
 		"over a router that loses": {netlab.Options{LossToB: netlab.Loss{OneIn: 2000}, LossToA: netlab.Loss{OneIn: 2000}}, 64 << 20, nil},
 	}
