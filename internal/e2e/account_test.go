@@ -344,7 +344,7 @@ func TestProbeIdentityHolds(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")
 	fired, err := lab.Firings(lab.A, "tcp_probe")
 	require.NoError(t, err)
-	rec := start(t, lab.A, "record", "--spool", dir)
+	rec := start(t, lab.A, "record", "--spool", dir, "--samples", "every")
 	got := map[uint16]*probeIdentity{}
 	for port := uint16(firstPort); port < firstPort+transfers; port++ {
 		before := snmp(t, lab.A)
