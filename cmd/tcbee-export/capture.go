@@ -210,8 +210,8 @@ func (a *app) printResult(r captured, sockets bpf.Sockets) error {
 	}
 	printHooks(a, r.Hooks)
 	if r.Limited > 0 {
-		fmt.Fprintf(a.stderr, "%s samples among the filtered were left out because a CPU was busy (capture.sockets.limit_above, %s segments a second):\n"+
-			"a socket is then sampled up to %s times a second, and when its congestion state changes; --samples every takes all\n",
+		fmt.Fprintf(a.stderr, "%s samples among the filtered were left out: on a CPU with more than %s segments a second (capture.sockets.limit_above)\n"+
+			"a socket is sampled up to %s times a second, and when its congestion state changes; --samples every takes all\n",
 			count(r.Limited), count(uint64(sockets.LimitAbove)), count(uint64(sockets.Rate)))
 	}
 	if r.Unstored > 0 {

@@ -21,8 +21,8 @@ func TestTheLimitOfSamplesIsTold(t *testing.T) {
 		want    string
 	}{
 		"by the limit": {6500, `
-6,500 samples among the filtered were left out because a CPU was busy (capture.sockets.limit_above, 10,000 segments a second):
-a socket is then sampled up to 50 times a second, and when its congestion state changes; --samples every takes all
+6,500 samples among the filtered were left out: on a CPU with more than 10,000 segments a second (capture.sockets.limit_above)
+a socket is sampled up to 50 times a second, and when its congestion state changes; --samples every takes all
 `},
 		"by filters": {0, ""},
 	} {
