@@ -95,7 +95,10 @@ const limitShift = 20
 
 // limit is what samples: limited asks of the programs, in 2^-limitShift jiffies: what one sample takes of a socket's time, by how much the socket may be
 // ahead of its rate, and what one segment takes of a CPU's time. All are 0 where there is no limit, and above where it always holds.
-type limit struct{ step, ahead, above uint64 }
+type limit struct {
+	step, ahead, above uint64
+	burst              uint32
+}
 
 // limit is the limit for a kernel with hz jiffies a second.
 func (s Sockets) limit(hz uint32) (l limit) {
@@ -105,6 +108,7 @@ func (s Sockets) limit(hz uint32) (l limit) {
 	second := uint64(hz) << limitShift
 	l.step = max(second/uint64(s.Rate), 1)
 	l.ahead = l.step * uint64(s.Burst-1)
+	l.burst = uint32(s.Burst)
 	if s.LimitAbove > 0 {
 		l.above = max(second/uint64(s.LimitAbove), 1)
 	}

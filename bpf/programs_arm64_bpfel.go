@@ -44,21 +44,32 @@ type programsPrefix struct {
 }
 
 type programsSlot struct {
-	_        structs.HostLayout
-	Busy     uint32
-	Len      uint32
-	First    uint64
-	Last     uint64
-	Due      uint64
-	Seen     [24]uint64
-	Filtered [24]uint64
-	Made     [24]uint64
-	Sent     [24]uint64
-	Dropped  [24]uint64
-	Over     [24]uint64
-	Passed   [24]uint64
-	Limited  uint64
-	Batch    struct {
+	_     structs.HostLayout
+	Busy  uint32
+	Len   uint32
+	First uint64
+	Last  uint64
+	Due   uint64
+	Net   uint64
+	Pad   [3]uint64
+	Tally [24]struct {
+		_        structs.HostLayout
+		Seen     uint64
+		Made     uint64
+		Filtered uint64
+		Limited  uint64
+	}
+	Apart [24]struct {
+		_        structs.HostLayout
+		Over     uint64
+		Filtered uint64
+		Limited  uint64
+		Pad      uint64
+	}
+	Sent    [24]uint64
+	Dropped [24]uint64
+	Align   uint64
+	Batch   struct {
 		_         structs.HostLayout
 		Size      uint32
 		Cpu       uint16
@@ -71,18 +82,17 @@ type programsSlot struct {
 }
 
 type programsSockState struct {
-	_      structs.HostLayout
-	Cookie uint64
-	Digest uint64
-	Due    uint64
-	Cgroup uint64
-	Seq    uint32
-	Pid    uint32
-	Tid    uint32
-	Uid    uint32
-	Comm   [16]uint8
-	CaOps  uint64
-	CaName [16]uint8
+	_       structs.HostLayout
+	Cookie  uint64
+	CaOps   uint64
+	CaName  [16]uint8
+	Comm    [16]uint8
+	Pid     uint32
+	Tid     uint32
+	Seq     uint64
+	Digest  uint64
+	Due     uint64
+	Crowded uint64
 }
 
 type programsTuple struct {
@@ -139,6 +149,7 @@ const (
 	programsVarCfgJiffyUs           = "cfg_jiffy_us"
 	programsVarCfgKfreeSock         = "cfg_kfree_sock"
 	programsVarCfgLimitAhead        = "cfg_limit_ahead"
+	programsVarCfgLimitBurst        = "cfg_limit_burst"
 	programsVarCfgLimitStep         = "cfg_limit_step"
 	programsVarCfgLinkNetns         = "cfg_link_netns"
 	programsVarCfgNetns             = "cfg_netns"
@@ -254,6 +265,7 @@ type programsVariableSpecs struct {
 	CfgJiffyUs       *ebpf.VariableSpec `ebpf:"cfg_jiffy_us"`
 	CfgKfreeSock     *ebpf.VariableSpec `ebpf:"cfg_kfree_sock"`
 	CfgLimitAhead    *ebpf.VariableSpec `ebpf:"cfg_limit_ahead"`
+	CfgLimitBurst    *ebpf.VariableSpec `ebpf:"cfg_limit_burst"`
 	CfgLimitStep     *ebpf.VariableSpec `ebpf:"cfg_limit_step"`
 	CfgLinkNetns     *ebpf.VariableSpec `ebpf:"cfg_link_netns"`
 	CfgNetns         *ebpf.VariableSpec `ebpf:"cfg_netns"`
@@ -333,6 +345,7 @@ type programsVariables struct {
 	CfgJiffyUs       *ebpf.Variable `ebpf:"cfg_jiffy_us"`
 	CfgKfreeSock     *ebpf.Variable `ebpf:"cfg_kfree_sock"`
 	CfgLimitAhead    *ebpf.Variable `ebpf:"cfg_limit_ahead"`
+	CfgLimitBurst    *ebpf.Variable `ebpf:"cfg_limit_burst"`
 	CfgLimitStep     *ebpf.Variable `ebpf:"cfg_limit_step"`
 	CfgLinkNetns     *ebpf.Variable `ebpf:"cfg_link_netns"`
 	CfgNetns         *ebpf.Variable `ebpf:"cfg_netns"`

@@ -178,6 +178,7 @@ func loadObject(cfg Config, set settings) (*object, error) {
 		programsVarCfgChangesOnly:   flag(cfg.Sockets.Samples == SamplesChanges),
 		programsVarCfgLimitStep:     limit.step,
 		programsVarCfgLimitAhead:    limit.ahead,
+		programsVarCfgLimitBurst:    limit.burst,
 		programsVarCfgAboveStep:     limit.above,
 	} {
 		if err := spec.Variables[name].Set(v); err != nil {

@@ -105,7 +105,7 @@ func (s *slots) overs(dst []byte, now uint64) []byte {
 		var lost event.Lost
 		any := false
 		for h := range told {
-			n := atomic.LoadUint64(&slot.Over[h])
+			n := atomic.LoadUint64(&slot.Apart[h].Over)
 			if n != told[h] {
 				lost.Count[h] = uint32(n - told[h])
 				told[h] = n
@@ -127,11 +127,12 @@ func (s *slots) counters(cpu int) (c [event.Hooks]event.Counters) {
 	for level := range slotLevels {
 		slot := s.all[cpu*slotLevels+level]
 		for h := range c {
-			over := atomic.LoadUint64(&slot.Over[h])
-			passed := atomic.LoadUint64(&slot.Passed[h])
-			c[h].Seen += atomic.LoadUint64(&slot.Seen[h]) + over + passed
+			tally, apart := &slot.Tally[h], &slot.Apart[h]
+			over := atomic.LoadUint64(&apart.Over)
+			passed := atomic.LoadUint64(&apart.Filtered) + atomic.LoadUint64(&apart.Limited)
+			c[h].Seen += atomic.LoadUint64(&tally.Seen) + over + passed
 			c[h].Dropped += atomic.LoadUint64(&slot.Dropped[h]) + over
-			c[h].Filtered += atomic.LoadUint64(&slot.Filtered[h]) + passed
+			c[h].Filtered += atomic.LoadUint64(&tally.Filtered) + atomic.LoadUint64(&tally.Limited) + passed
 		}
 	}
 	return c
@@ -139,8 +140,10 @@ func (s *slots) counters(cpu int) (c [event.Hooks]event.Counters) {
 
 // limited is the number of samples that the limit left out (limited in sockets.h).
 func (s *slots) limited() (n uint64) {
-	for cpu := range s.cpus {
-		n += atomic.LoadUint64(&s.all[cpu*slotLevels].Limited)
+	for _, slot := range s.all {
+		for h := range slot.Tally {
+			n += atomic.LoadUint64(&slot.Tally[h].Limited) + atomic.LoadUint64(&slot.Apart[h].Limited)
+		}
 	}
 	return n
 }

@@ -55,7 +55,7 @@ func TestNestedHooksLoseNothing(t *testing.T) {
 	}
 	seen := func(level int) uint64 {
 		s := c.slots.all[level]
-		return s.Seen[event.HookTCIngress] + s.Seen[event.HookTCEgress]
+		return s.Tally[event.HookTCIngress].Seen + s.Tally[event.HookTCEgress].Seen
 	}
 	const n = 999
 	_, err = g.cost(n)

@@ -32,7 +32,7 @@ static __always_inline struct tcb_incident *incident(struct slot **slot, __u32 h
 		return NULL;
 	}
 	cookie = sock_cookie(sk);
-	st = sock_state(sk, cookie);
+	st = sock_state(sk, cookie, NULL);
 	if (state)
 		*state = st;
 	__builtin_memset(r, 0, sizeof(*r));

@@ -157,14 +157,14 @@ static __always_inline void send_one(__u32 hook)
 
 	if (!s)
 		return;
-	s->seen[hook]--;
+	s->tally[hook].seen--;
 	len = s->len;
 	if (len && len <= SLOT_DATA) {
 		s->batch.size = len;
 		s->batch.cpu = bpf_get_smp_processor_id();
 		if (bpf_ringbuf_output(&ring, &s->batch, sizeof(s->batch) + len, 0))
 			s->dropped[hook]++;
-		s->sent[hook] = s->made[hook];
+		s->sent[hook] = s->tally[hook].made;
 		s->len = 0;
 		s->first = 0;
 	}
@@ -242,7 +242,7 @@ int generate_samples(struct __sk_buff *skb)
 			break;
 		found = 1;
 		o.cookie = ((struct sock *)o.tp)->__sk_common.skc_cookie.counter;
-		o.st = sock_state((struct sock *)o.tp, o.cookie);
+		o.st = sock_state((struct sock *)o.tp, o.cookie, NULL);
 		if (cfg_generate == 0)
 			continue;
 		s = take(TCB_HOOK_TRANSMIT);
@@ -259,7 +259,7 @@ int generate_samples(struct __sk_buff *skb)
 			m->trigger_seq = m->trigger_ack = m->trigger_len = 0;
 			keep(s, TCB_HOOK_TRANSMIT, sizeof(*m), now);
 		} else {
-			s->seen[TCB_HOOK_TRANSMIT]--;
+			s->tally[TCB_HOOK_TRANSMIT].seen--;
 		}
 		give(s);
 	}

@@ -120,6 +120,33 @@ struct owner {
 	__u64 unwanted;
 };
 
+/* The segment at which a socket is sampled. */
+struct trigger {
+	__u64 now;
+	__u32 seq;
+	__u32 ack;
+	__u64 len;
+};
+
+/* Samples the socket of a sent segment. A function so that the code of those that are not sampled is small. */
+static __noinline int sample_owner(struct slot *s, struct owner *o, struct trigger *t)
+{
+	struct tcb_sample *m = room(s);
+
+	if (!m || !o->tp)
+		return 0; /* not reached */
+	fill_header(&m->h, (struct sock *)o->tp, TCB_HOOK_TRANSMIT, o->cookie, o->st, t->now);
+	m->h.kind = TCB_SAMPLE;
+	m->h.size = sizeof(*m);
+	m->h.dir = TCB_DIR_OUT;
+	fill_sample(m, o->tp, o->st, t->now);
+	m->trigger_seq = t->seq;
+	m->trigger_ack = t->ack;
+	m->trigger_len = t->len;
+	keep(s, TCB_HOOK_TRANSMIT, sizeof(*m), t->now);
+	return 0;
+}
+
 /*
  * Records a segment, and a sample of its socket if there is one. The same code
  * for the hooks and for the load generator.
@@ -200,10 +227,10 @@ static __always_inline void record_packet(struct __sk_buff *skb, struct packet *
 	len = total > n ? total - n : 0;
 
 	if (cfg_filter && (o->unwanted || !wanted(&r->h))) {
-		s->filtered[cfg_packets ? hook : TCB_HOOK_TRANSMIT]++;
+		s->tally[cfg_packets ? hook : TCB_HOOK_TRANSMIT].filtered++;
 		if (cfg_packets && sample) {
-			s->seen[TCB_HOOK_TRANSMIT]++;
-			s->filtered[TCB_HOOK_TRANSMIT]++;
+			s->tally[TCB_HOOK_TRANSMIT].seen++;
+			s->tally[TCB_HOOK_TRANSMIT].filtered++;
 		}
 		goto out;
 	}
@@ -248,26 +275,15 @@ static __always_inline void record_packet(struct __sk_buff *skb, struct packet *
 	keep(s, hook, n, now);
 sample:
 	if (sample) {
-		struct tcb_sample *m;
-
 		if (cfg_packets)
-			s->seen[TCB_HOOK_TRANSMIT]++;
-		if (unsampled(o->tp, o->st)) {
-			s->filtered[TCB_HOOK_TRANSMIT]++;
-			goto out;
+			s->tally[TCB_HOOK_TRANSMIT].seen++;
+		if (unsampled(o->tp, o->st, crowded())) {
+			leave_out(s, TCB_HOOK_TRANSMIT);
+		} else {
+			struct trigger t = {now, seq, ack, len};
+
+			sample_owner(s, o, &t);
 		}
-		m = room(s);
-		if (!m)
-			goto out;
-		fill_header(&m->h, (struct sock *)o->tp, TCB_HOOK_TRANSMIT, o->cookie, o->st, now);
-		m->h.kind = TCB_SAMPLE;
-		m->h.size = sizeof(*m);
-		m->h.dir = TCB_DIR_OUT;
-		fill_sample(m, o->tp, o->st, now);
-		m->trigger_seq = seq;
-		m->trigger_ack = ack;
-		m->trigger_len = len;
-		keep(s, TCB_HOOK_TRANSMIT, sizeof(*m), now);
 	}
 out:
 	give(s);
@@ -287,15 +303,14 @@ static __always_inline void find_owner(struct __sk_buff *skb, struct owner *o)
 	o->tp = bpf_skc_to_tcp_sock(sk);
 	if (o->tp) {
 		full = (struct sock *)o->tp;
-		if (full->__sk_common.skc_net.net->net_cookie != cfg_link_netns ||
-		    BITS(full, sk_type) != SOCK_STREAM) {
+		if (!in_netns(full, cfg_link_netns) || BITS(full, sk_type) != SOCK_STREAM) {
 			o->tp = NULL;
 			return;
 		}
 		o->cookie = full->__sk_common.skc_cookie.counter;
 		if (unlikely(!o->cookie))
 			o->cookie = bpf_get_socket_cookie(skb);
-		o->st = sock_state(full, o->cookie);
+		o->st = sock_state(full, o->cookie, cfg_packets ? &o->seq : NULL);
 	} else {
 		/* A SYN-ACK's: the connection will inherit its cookie. */
 		struct tcp_request_sock *rsk = bpf_skc_to_tcp_request_sock(sk);
@@ -355,8 +370,6 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 hook, __u32 di
 	}
 	if (dir == TCB_DIR_OUT) {
 		find_owner(skb, &owner);
-		if (cfg_packets)
-			owner.seq = next_seq(owner.st);
 		if (cfg_filter & FILTER_CGROUP)
 			owner.unwanted = !owner.tp || !in_cgroup((struct sock *)owner.tp);
 	} else if (cfg_filter & FILTER_CGROUP) {

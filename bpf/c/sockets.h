@@ -12,6 +12,7 @@ const volatile __u8 cfg_ca = 3;           /* CA_CUBIC, CA_BBR: this kernel has i
 const volatile __u8 cfg_changes_only = 0; /* samples: changes */
 const volatile __u64 cfg_limit_step = 0;  /* samples: limited: time of one sample of a socket, in 2^-LIMIT_SHIFT jiffies; 0: none */
 const volatile __u64 cfg_limit_ahead = 0; /* ... by how much a socket may be ahead of its rate */
+const volatile __u32 cfg_limit_burst = 0; /* ... how many it has before that */
 const volatile __u64 cfg_above_step = 0;  /* ... time of one segment on a CPU above which its sockets are limited; 0: they always are */
 const volatile __u64 cfg_netns = 0;       /* only this namespace, 0: all */
 
@@ -20,20 +21,26 @@ enum {
 	CA_BBR   = 2,
 };
 
-/* Kept with every socket that a hook met, and freed with it. */
+/*
+ * Kept with every socket that a hook met, and freed with it. What is written at
+ * every segment has a cache line of its own: the one before begins 8 bytes
+ * earlier with what the kernel reads at each lookup (struct
+ * bpf_local_storage_data), and stays with all CPUs that a socket works on.
+ */
 struct sock_state {
-	__u64 cookie;  /* of the socket that seq counts for: an accepted one is cloned from its listener */
-	__u64 digest;  /* of the last sample, for samples: changes and limited */
-	__u64 due;     /* samples: limited: when the socket would be sampled next at its rate */
-	__u64 cgroup;
-	__u32 seq;
-	__u32 pid;     /* of the process that connected or listened, 0 unknown */
-	__u32 tid;
-	__u32 uid;
-	__u8 comm[16];
-	__u64 ca_ops;  /* where ca_name was read */
+	__u64 cookie;    /* of the socket that seq counts for: an accepted one is cloned from its listener */
+	__u64 ca_ops;    /* where ca_name was read */
 	__u8 ca_name[16];
+	__u8 comm[16];
+	__u32 pid;       /* of the process that connected or listened, 0 unknown */
+	__u32 tid;
+	__u64 seq;       /* of the last event */
+	__u64 digest;    /* of the last sample, for samples: changes and limited */
+	__u64 due;       /* samples: limited: when the socket would be sampled next at its rate */
+	__u64 crowded;   /* samples: limited: when the socket last had a segment on a crowded CPU, 0: never */
 };
+
+_Static_assert(offset_of(struct sock_state, seq) == 64 - 8, "what is written shares a cache line with what is read");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -41,6 +48,33 @@ struct {
 	__type(key, int);
 	__type(value, struct sock_state);
 } sock_states SEC(".maps");
+
+/*
+ * True if sk is of the namespace that has the cookie: the recorder's own, which
+ * it holds, so that no other is ever at the same address. That is found out
+ * once for each CPU; the cookie lies in a cache line that nobody else needs.
+ */
+static __always_inline int in_netns(struct sock *sk, __u64 cookie)
+{
+	struct net *net = sk->__sk_common.skc_net.net;
+	struct slot *first = first_slot();
+	__u64 own;
+
+	if (!first)
+		return 0;
+	own = READ_ONCE(first->net);
+	if (likely(own))
+		return own == (__u64)net;
+	if (net->net_cookie != cookie)
+		return 0;
+	WRITE_ONCE(first->net, (__u64)net);
+	return 1;
+}
+
+static __always_inline int other_netns(struct sock *sk)
+{
+	return cfg_netns && !in_netns(sk, cfg_netns);
+}
 
 /* The cookie of a socket, made if it has none yet. */
 static __always_inline __u64 sock_cookie(struct sock *sk)
@@ -50,12 +84,25 @@ static __always_inline __u64 sock_cookie(struct sock *sk)
 	return cookie ? cookie : bpf_get_socket_cookie(sk);
 }
 
-/* Returns the state kept with sk, NULL if there is no memory or sk is about to vanish. */
-static __always_inline struct sock_state *sock_state(struct sock *sk, __u64 cookie)
+static __always_inline __u32 next_seq(struct sock_state *st)
+{
+	return st ? __sync_fetch_and_add(&st->seq, 1) + 1 : 0;
+}
+
+/*
+ * Returns the state kept with sk, NULL if there is no memory or sk is about to
+ * vanish, and with seq the number of an event: at the first touch of its cache
+ * line, so that another CPU's is asked for it once, not to read it first.
+ */
+static __always_inline struct sock_state *sock_state(struct sock *sk, __u64 cookie, __u64 *seq)
 {
 	struct sock_state *st = bpf_sk_storage_get(&sock_states, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 
-	if (st && unlikely(st->cookie != cookie)) {
+	if (!st)
+		return NULL;
+	if (seq)
+		*seq = next_seq(st);
+	if (unlikely(st->cookie != cookie)) {
 		__u64 old = st->cookie;
 
 		/* New storage is zero, and two CPUs may meet a new socket at once: only one starts anew, and only an old one. */
@@ -63,14 +110,12 @@ static __always_inline struct sock_state *sock_state(struct sock *sk, __u64 cook
 			st->seq = 0;
 			st->digest = 0;
 			st->due = 0;
+			st->crowded = 0;
+			if (seq)
+				*seq = next_seq(st);
 		}
 	}
 	return st;
-}
-
-static __always_inline __u32 next_seq(struct sock_state *st)
-{
-	return st ? __sync_fetch_and_add(&st->seq, 1) + 1 : 0;
 }
 
 static __always_inline void copy16(void *dst, const void *src)
@@ -195,17 +240,21 @@ static __always_inline int unchanged(struct tcp_sock *tp, struct sock_state *st)
 #define LIMIT_SHIFT 20
 
 /*
- * True if the CPU has had more segments lately than cfg_above_step allows: a
- * quarter of a second's worth of them at once, or more for long. All count,
- * sampled or not, and it ends when there have been fewer for as long. Who
- * interrupts another one here may go uncounted.
+ * Counts a segment; true if the CPU has had more of them lately than
+ * cfg_above_step allows: a quarter of a second's worth at once, or more for
+ * long. All count, sampled or not, and it ends when there have been fewer for
+ * as long. Who interrupts another one here may go uncounted.
  */
-static __always_inline int crowded(struct slot *first, __u64 now)
+static __always_inline int crowded(void)
 {
-	__u64 most = ((__u64)cfg_hz << LIMIT_SHIFT) / 4, due = READ_ONCE(first->due);
+	__u64 most = ((__u64)cfg_hz << LIMIT_SHIFT) / 4, now = bpf_jiffies64() << LIMIT_SHIFT, due;
+	struct slot *first = first_slot();
 
+	if (!cfg_limit_step || !first)
+		return 0;
 	if (!cfg_above_step)
 		return 1;
+	due = READ_ONCE(first->due);
 	if (due < now)
 		due = now;
 	due += cfg_above_step;
@@ -233,38 +282,71 @@ static __always_inline int beyond_rate(struct sock_state *st, __u64 now)
 }
 
 /*
- * True if the CPU is crowded, the socket beyond its rate, and nothing of what
- * tells of an incident changed since its last sample: that is sampled at once.
+ * True if the socket is on a crowded CPU, or was lately, is beyond its rate,
+ * and nothing of what tells of an incident changed since its last sample: that
+ * is sampled at once.
+ *
+ * Lately, because the cost of a sample is not its instructions: a socket that
+ * works on two CPUs has most of its cache lines on one of them, and a sample
+ * taken on the other one fetches them all, for the first to fetch them back.
  */
-static __always_inline int limited(struct tcp_sock *tp, struct sock_state *st)
+static __always_inline int limited(struct tcp_sock *tp, struct sock_state *st, int crowd)
 {
-	__u32 i = bpf_get_smp_processor_id() * LEVELS;
+	__u64 now = bpf_jiffies64() << LIMIT_SHIFT, lately = ((__u64)cfg_hz << LIMIT_SHIFT) / 4, d;
 	struct inet_connection_sock *icsk = &tp->inet_conn;
-	struct slot *first = bpf_map_lookup_elem(&slots, &i);
-	__u64 d, now;
-	int busy, beyond;
+	int beyond;
 
-	if (!st || !first)
+	if (!st)
 		return 0;
 	d = (__u64)tp->snd_ssthresh << 32 | (tp->mss_cache & 0xffff) << 16 | BITS(icsk, icsk_ca_state) << 8 |
 	    icsk->icsk_retransmits;
-	now = bpf_jiffies64() << LIMIT_SHIFT;
-	busy = crowded(first, now);
+	if (crowd)
+		st->crowded = now;
+	else
+		crowd = st->crowded && now - st->crowded < lately;
 	beyond = beyond_rate(st, now);
-	if (busy && beyond && st->digest == d) {
-		__sync_fetch_and_add(&first->limited, 1);
+	if (crowd && beyond && st->digest == d)
 		return 1;
-	}
 	st->digest = d;
 	return 0;
 }
 
-/* True if the socket is not to be sampled at a segment, by what samples is. */
-static __always_inline int unsampled(struct tcp_sock *tp, struct sock_state *st)
+/*
+ * True if a received segment is not the socket's first one of this jiffy, nor
+ * among the first that it ever got: on a crowded CPU no more is looked at, and
+ * nothing that TCP itself would not touch next.
+ */
+static __always_inline int had_another(struct tcp_sock *tp)
+{
+	__u32 now = bpf_jiffies64();
+
+	return tp->segs_in > cfg_limit_burst && (tp->rcv_tstamp == now || tp->inet_conn.icsk_ack.lrcvtime == now);
+}
+
+/* True if the socket is not to be sampled at a segment, by what samples is. crowd is what crowded() said. */
+static __always_inline int unsampled(struct tcp_sock *tp, struct sock_state *st, int crowd)
 {
 	if (cfg_limit_step)
-		return limited(tp, st);
+		return limited(tp, st, crowd);
 	return cfg_changes_only && unchanged(tp, st);
+}
+
+/* Counts a sample that unsampled() left out, in a slot that the caller owns. */
+static __always_inline void leave_out(struct slot *s, __u32 hook)
+{
+	if (cfg_limit_step)
+		s->tally[hook].limited++;
+	else
+		s->tally[hook].filtered++;
+}
+
+/* The same without a slot. */
+static __always_inline void leave_out_apart(__u32 hook)
+{
+	struct slot *first = first_slot();
+
+	if (first)
+		__sync_fetch_and_add(cfg_limit_step ? &first->apart[hook].limited : &first->apart[hook].filtered, 1);
 }
 
 /*
@@ -497,34 +579,38 @@ static __always_inline void read_cb(struct skb_cb *out, const struct sk_buff *sk
 	out->len = end - out->seq - (out->flags & 1) - ((out->flags >> 1) & 1);
 }
 
-static __always_inline int other_netns(struct sock *sk)
-{
-	return cfg_netns && sk->__sk_common.skc_net.net->net_cookie != cfg_netns;
-}
 
 /* Makes a sample of sk at one of the hooks; skb may be NULL. A segment that leaves has its acknowledgement number in ack only. */
 static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, struct sk_buff *skb, __u32 ack)
 {
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	int segment = hook == TCB_HOOK_TCP_PROBE || hook == TCB_HOOK_TRANSMIT, crowd = 0;
 	struct sock_state *st;
 	struct tcb_sample *r;
 	struct skb_cb cb = {};
+	struct tcp_sock *tp;
 	struct slot *s;
 	__u64 now, cookie;
-	int segment = hook == TCB_HOOK_TCP_PROBE || hook == TCB_HOOK_TRANSMIT;
 
-	if (!tp)
-		return 0;
-	sk = (struct sock *)tp;
 	/* What is not wanted is told before a slot is taken: on a busy host that is nearly all. */
 	if (other_netns(sk)) {
 		pass(hook);
 		return 0;
 	}
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	sk = (struct sock *)tp;
+	if (!cfg_filter && segment) {
+		crowd = crowded();
+		if (crowd && hook == TCB_HOOK_TCP_PROBE && had_another(tp)) {
+			leave_out_apart(hook);
+			return 0;
+		}
+	}
 	cookie = sock_cookie(sk);
-	st = sock_state(sk, cookie);
-	if (!cfg_filter && segment && unsampled(tp, st)) {
-		pass(hook);
+	st = sock_state(sk, cookie, NULL);
+	if (!cfg_filter && segment && unsampled(tp, st, crowd)) {
+		leave_out_apart(hook);
 		return 0;
 	}
 	s = take(hook);
@@ -544,8 +630,11 @@ static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, str
 		if (!wanted(&r->h) || (cfg_filter & FILTER_CGROUP && !in_cgroup(sk)))
 			goto filtered;
 		/* Only now, because what is not wanted makes no CPU crowded. */
-		if (segment && unsampled(tp, st))
-			goto filtered;
+		if (segment && unsampled(tp, st, crowded())) {
+			leave_out(s, hook);
+			give(s);
+			return 0;
+		}
 	}
 	r->h.sock_seq = next_seq(st);
 	r->h.kind = TCB_SAMPLE;
@@ -591,11 +680,14 @@ SEC("iter/tcp")
 int inventory(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *skc = ctx->sk_common;
+	struct tcp_sock *tp;
 	__u8 one = 1;
 
 	if (!skc)
 		return 0;
-	sample_at(TCB_HOOK_INVENTORY, TCB_DIR_NONE, (struct sock *)skc, NULL, 0);
+	tp = bpf_skc_to_tcp_sock(skc);
+	if (tp)
+		sample_at(TCB_HOOK_INVENTORY, TCB_DIR_NONE, (struct sock *)tp, NULL, 0);
 	bpf_seq_write(ctx->meta->seq, &one, sizeof(one));
 	return 0;
 }

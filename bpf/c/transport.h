@@ -19,27 +19,44 @@
 #define RECORD_MAX sizeof(struct tcb_sample)
 #define SLOT_FULL  (SLOT_DATA - RECORD_MAX)
 
+/* What became of the events of one hook: counted by who owns the slot, in one cache line. */
+struct tally {
+	__u64 seen;
+	__u64 made;     /* records written into data */
+	__u64 filtered; /* but for the limited */
+	__u64 limited;  /* samples that the limit left out */
+};
+
+/* The same for events that had no slot: in the first slot of a CPU, counted by whoever, atomically. */
+struct apart {
+	__u64 over; /* none was free */
+	__u64 filtered;
+	__u64 limited;
+	__u64 pad;
+};
+
 /*
  * One slot; user space maps the array and reads all words but writes none.
  * Whoever has busy owns the rest. batch must lie directly before data.
  */
 struct slot {
 	__u32 busy;
-	__u32 len;               /* bytes gathered in data */
-	__u64 first;             /* time of the first record gathered, 0: none */
-	__u64 last;              /* time of the last one */
-	__u64 due;               /* first slot of a CPU: see crowded() */
-	__u64 seen[TCB_HOOKS];   /* events met */
-	__u64 filtered[TCB_HOOKS];
-	__u64 made[TCB_HOOKS];   /* records written into data */
-	__u64 sent[TCB_HOOKS];   /* made when data was last emptied */
+	__u32 len;   /* bytes gathered in data */
+	__u64 first; /* time of the first record gathered, 0: none */
+	__u64 last;  /* time of the last one */
+	__u64 due;   /* first slot of a CPU: see crowded() */
+	__u64 net;   /* first slot of a CPU: see in_netns() */
+	__u64 pad[3];
+	struct tally tally[TCB_HOOKS];
+	struct apart apart[TCB_HOOKS];
+	__u64 sent[TCB_HOOKS]; /* made when data was last emptied */
 	__u64 dropped[TCB_HOOKS];
-	__u64 over[TCB_HOOKS];   /* first slot of a CPU: events for which none was free */
-	__u64 passed[TCB_HOOKS]; /* first slot of a CPU: events filtered without a slot */
-	__u64 limited;           /* first slot of a CPU: samples among the filtered that limited() left out */
+	__u64 align; /* so that the tallies of all slots begin a cache line */
 	struct tcb_batch batch;
 	__u8 data[SLOT_DATA];
 };
+
+_Static_assert(sizeof(struct slot) % 64 == 0, "slots share cache lines");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -100,7 +117,7 @@ __noinline int send(struct slot *s)
 	if (len > SLOT_DATA || (!len && !b->lost_first))
 		return 0;
 	for (int i = 0; i < TCB_HOOKS; i++)
-		n += s->made[i] - s->sent[i];
+		n += s->tally[i].made - s->sent[i];
 	b->size = len;
 	b->cpu = bpf_get_smp_processor_id();
 	b->count = n;
@@ -116,7 +133,7 @@ __noinline int send(struct slot *s)
 			b->lost_first = s->first;
 		b->lost_last = s->last;
 		for (int i = 0; i < TCB_HOOKS; i++) {
-			__u64 d = s->made[i] - s->sent[i];
+			__u64 d = s->tally[i].made - s->sent[i];
 
 			b->lost[i] += d;
 			s->dropped[i] += d;
@@ -128,10 +145,18 @@ __noinline int send(struct slot *s)
 			b->lost[i] = 0;
 	}
 	for (int i = 0; i < TCB_HOOKS; i++)
-		s->sent[i] = s->made[i];
+		s->sent[i] = s->tally[i].made;
 	s->first = 0;
 	s->len = 0;
 	return 0;
+}
+
+/* The first slot of this CPU, which has what is kept for all of them too; never NULL, but the verifier does not know. */
+static __always_inline struct slot *first_slot(void)
+{
+	__u32 i = bpf_get_smp_processor_id() * LEVELS;
+
+	return bpf_map_lookup_elem(&slots, &i);
 }
 
 /*
@@ -141,13 +166,14 @@ __noinline int send(struct slot *s)
  */
 static __always_inline struct slot *take(__u32 hook)
 {
-	__u32 i = bpf_get_smp_processor_id() * LEVELS;
 	struct slot *s, *first;
 
-	first = s = bpf_map_lookup_elem(&slots, &i);
+	first = s = first_slot();
 	if (!s)
 		return NULL;
 	if (unlikely(__sync_lock_test_and_set(&s->busy, 1))) {
+		__u32 i = bpf_get_smp_processor_id() * LEVELS;
+
 		for (int level = 1; level < LEVELS; level++) {
 			i++;
 			s = bpf_map_lookup_elem(&slots, &i);
@@ -156,32 +182,30 @@ static __always_inline struct slot *take(__u32 hook)
 			if (!__sync_lock_test_and_set(&s->busy, 1))
 				goto taken;
 		}
-		__sync_fetch_and_add(&first->over[hook], 1);
+		__sync_fetch_and_add(&first->apart[hook].over, 1);
 		return NULL;
 	}
 taken:
-	s->seen[hook]++;
+	s->tally[hook].seen++;
 	return s;
 }
 
 /* Counts an event that would have had the slot that take did not give. */
 static __always_inline void missed_also(__u32 hook)
 {
-	__u32 i = bpf_get_smp_processor_id() * LEVELS;
-	struct slot *first = bpf_map_lookup_elem(&slots, &i);
+	struct slot *first = first_slot();
 
 	if (first)
-		__sync_fetch_and_add(&first->over[hook], 1);
+		__sync_fetch_and_add(&first->apart[hook].over, 1);
 }
 
 /* Counts an event that is filtered and needs no slot for that. */
 static __always_inline void pass(__u32 hook)
 {
-	__u32 i = bpf_get_smp_processor_id() * LEVELS;
-	struct slot *first = bpf_map_lookup_elem(&slots, &i);
+	struct slot *first = first_slot();
 
 	if (first)
-		__sync_fetch_and_add(&first->passed[hook], 1);
+		__sync_fetch_and_add(&first->apart[hook].filtered, 1);
 }
 
 /* Returns room for one record of any kind in a slot that the caller owns. */
@@ -206,14 +230,14 @@ static __always_inline void keep(struct slot *s, __u32 hook, __u32 size, __u64 t
 	if (!s->first)
 		s->first = time;
 	s->last = time;
-	s->made[hook]++;
+	s->tally[hook].made++;
 	barrier();
 	s->len += size;
 }
 
 static __always_inline struct slot *skip(struct slot *s, __u32 hook)
 {
-	s->filtered[hook]++;
+	s->tally[hook].filtered++;
 	give(s);
 	return NULL;
 }

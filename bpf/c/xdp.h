@@ -81,7 +81,7 @@ int xdp_ingress(struct xdp_md *ctx)
 		total = sizeof(ip.ip6) + bpf_ntohs(ip.ip6.payload_len);
 	}
 	if (cfg_filter && (!wanted(&r->h) || cfg_filter & FILTER_CGROUP)) {
-		s->filtered[TCB_HOOK_XDP]++;
+		s->tally[TCB_HOOK_XDP].filtered++;
 		goto out;
 	}
 	flags = bpf_ntohs(tcp.off_flags);
