@@ -6,6 +6,11 @@ package bpf
 
 import (
 	"cmp"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -203,6 +208,137 @@ func TestSocketsAreLimitedOnABusyCPU(t *testing.T) {
 	})
 	r.identity(t, a)
 	whole(t, r, a)
+}
+
+// On a busy CPU a received segment gives no sample if the socket had another in the same tick of the kernel's clock, but for the first of a
+// socket; and however many there are, all are counted.
+func TestReceivedSegmentsAreLookedAtOnceATick(t *testing.T) {
+	l := lab(t, netlab.Options{NoOffload: true})
+	hz, err := kernelHZ()
+	require.NoError(t, err)
+	for name, burst := range map[string]int{"few at first": 20, "as many as it likes": maxRate} {
+		t.Run(name, func(t *testing.T) {
+			cfg := in(l.A)
+			cfg.Sockets = limitedTo(maxRate, burst) // the rate limits nothing
+			r, a := during(t, cfg, func(*Capture) {
+				for _, from := range []*netlab.Namespace{l.A, l.B} {
+					to := l.B
+					if from == l.B {
+						to = l.A
+					}
+					_, err := l.Transfer(bounded(t), netlab.Transfer{From: from, To: to, Bytes: 8 << 20})
+					require.NoError(t, err)
+				}
+				require.NoError(t, l.A.Quiet(bounded(t)))
+			})
+			r.identity(t, a)
+			whole(t, r, a)
+			many := 0
+			for cookie, all := range bySocket(r) {
+				var first, last uint64
+				probes := 0
+				var segments uint32 // received, as the socket counts them
+				for _, h := range all {
+					if h.Kind == event.KindSample {
+						segments = max(segments, h.Sample().SegsIn)
+					}
+					if h.Hook != event.HookTCPProbe {
+						continue
+					}
+					if probes == 0 {
+						first = h.Time
+					}
+					last = h.Time
+					probes++
+				}
+				if segments < 100 {
+					continue
+				}
+				many++
+				ticks := int((last-first)*uint64(hz)/1e9) + 2
+				if burst < maxRate {
+					require.LessOrEqual(t, probes, burst+ticks, "socket %d: %d samples of %d segments in %d ticks", cookie, probes, segments, ticks)
+				}
+			}
+			require.Equal(t, 2, many)
+			if burst == maxRate {
+				require.Zero(t, requireLimited(t, a))
+			} else {
+				require.NotZero(t, requireLimited(t, a))
+			}
+		})
+	}
+}
+
+// A socket that was on a busy CPU is limited on one that has little to do, too, as long as that is lately.
+func TestSocketsOfABusyCPUAreLimitedOnOthers(t *testing.T) {
+	if runtime.NumCPU() < 2 {
+		t.Skip("needs two CPUs")
+	}
+	l := lab(t, netlab.Options{NoOffload: true})
+	cfg := in(l.A)
+	cfg.Sockets.Samples, cfg.Sockets.LimitAbove, cfg.Sockets.Rate, cfg.Sockets.Burst = SamplesLimited, 300, 1, 1
+	const few = 20 // segments: with their ACKs less than a quarter of a second's worth
+	for range 5 {
+		var cookie uint64
+		r, a := during(t, cfg, func(*Capture) {
+			ln, err := l.B.Listen(t.Context(), netip.AddrPortFrom(l.B.IPv4, 0))
+			require.NoError(t, err)
+			defer func() { _ = ln.Close() }()
+			conn, err := l.A.Dial(t.Context(), ln.Addr().(*net.TCPAddr).AddrPort(), "")
+			require.NoError(t, err)
+			cookie, err = netlab.SocketCookie(conn)
+			require.NoError(t, err)
+			peer, err := ln.AcceptTCP()
+			require.NoError(t, err)
+			done := make(chan error, 2)
+			go func() {
+				runtime.LockOSThread() // and never unlocked: the thread's affinity ends with it
+				err := pin(0)
+				_, _ = io.Copy(io.Discard, peer)
+				done <- errors.Join(err, peer.Close())
+			}()
+			go func() {
+				runtime.LockOSThread() // as above
+				err := pin(0)
+				for i := 0; i < 400+few && err == nil; i++ {
+					if i == 400 {
+						err = pin(1)
+					}
+					if err == nil {
+						_, err = conn.Write(make([]byte, 100))
+					}
+				}
+				done <- errors.Join(err, conn.Close())
+			}()
+			require.NoError(t, <-done)
+			require.NoError(t, <-done)
+			require.NoError(t, l.A.Quiet(bounded(t)))
+		})
+		r.identity(t, a)
+		whole(t, r, a)
+		require.NotZero(t, requireLimited(t, a))
+		var last uint64 // segment on the busy CPU
+		segments, samples := 0, 0
+		for _, h := range bySocket(r)[cookie] {
+			switch {
+			case h.CPU == 0 && h.Hook == event.HookTCEgress:
+				last = h.Time
+			case h.CPU == 1 && last != 0 && h.Time-last > 150e6:
+				// The machine had other things to do: not lately any more.
+			case h.CPU == 1 && h.Hook == event.HookTCEgress && h.Segment().PayloadLen > 0:
+				segments++
+			case h.CPU == 1 && h.Hook == event.HookTransmit:
+				samples++
+			}
+		}
+		if segments < few/2 {
+			continue
+		}
+		require.Less(t, samples, few/4, "of %d segments on the other CPU", segments) // its rate, a change, the end
+		return
+	}
+	t.Fatal("in five attempts the socket was not on the other CPU in time")
 }
 
 // What a filter leaves out makes no CPU busy: others' traffic does not limit the samples of what is wanted.
