@@ -301,9 +301,12 @@ func TestSocketsOfABusyCPUAreLimitedOnOthers(t *testing.T) {
 			go func() {
 				runtime.LockOSThread() // as above
 				err := pin(0)
-				for i := 0; i < 400+few && err == nil; i++ {
-					if i == 400 {
+				for i := 0; i < 400+2*few && err == nil; i++ {
+					switch i {
+					case 400:
 						err = pin(1)
+					case 400 + few:
+						time.Sleep(600 * time.Millisecond)
 					}
 					if err == nil {
 						_, err = conn.Write(make([]byte, 100))
@@ -319,13 +322,17 @@ func TestSocketsOfABusyCPUAreLimitedOnOthers(t *testing.T) {
 		whole(t, r, a)
 		require.NotZero(t, requireLimited(t, a))
 		var last uint64 // segment on the busy CPU
-		segments, samples := 0, 0
+		segments, samples, later, laterSamples := 0, 0, 0, 0
 		for _, h := range bySocket(r)[cookie] {
 			switch {
-			case h.CPU == 0 && h.Hook == event.HookTCEgress:
+			case h.CPU == 0 && h.Hook == event.HookTCEgress && segments == 0:
 				last = h.Time
+			case h.CPU == 1 && last != 0 && h.Time-last > 500e6 && h.Hook == event.HookTCEgress && h.Segment().PayloadLen > 0:
+				later++
+			case h.CPU == 1 && last != 0 && h.Time-last > 500e6 && h.Hook == event.HookTransmit && h.Sample().TriggerLen > 0:
+				laterSamples++
 			case h.CPU == 1 && last != 0 && h.Time-last > 150e6:
-				// The machine had other things to do: not lately any more.
+				// The machine had other things to do: perhaps not lately any more.
 			case h.CPU == 1 && h.Hook == event.HookTCEgress && h.Segment().PayloadLen > 0:
 				segments++
 			case h.CPU == 1 && h.Hook == event.HookTransmit:
@@ -335,6 +342,8 @@ func TestSocketsOfABusyCPUAreLimitedOnOthers(t *testing.T) {
 		if segments < few/2 {
 			continue
 		}
+		require.NotZero(t, later)
+		require.LessOrEqual(t, later, laterSamples+int(a.Total[event.HookTransmit].Missed), "half a second later")
 		require.Less(t, samples, few/4, "of %d segments on the other CPU", segments) // its rate, a change, the end
 		return
 	}

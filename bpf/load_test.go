@@ -171,6 +171,44 @@ func TestFlowThatMovesBetweenCPUs(t *testing.T) {
 	require.Greater(t, len(cpus), 1, "the flow stayed on one CPU")
 }
 
+// An accepted socket begins as a copy of its listener, which has had events; its own count begins at 1 all the same, also
+// where a sent packet is the first thing that is seen of it.
+func TestAcceptedSocketsCountFromOne(t *testing.T) {
+	l := lab(t, netlab.Options{})
+	ln, err := l.A.Listen(t.Context(), netip.AddrPortFrom(l.A.IPv4, 0))
+	require.NoError(t, err)
+	defer func() { _ = ln.Close() }()
+	cfg := in(l.A)
+	cfg.Events.Enabled = false
+	cfg.Sockets.Samples = SamplesOff // but for the inventory's, the listener's event
+	var cookie uint64
+	r, a := during(t, cfg, func(c *Capture) {
+		<-c.inventory.done
+		conn, err := l.B.Dial(t.Context(), ln.Addr().(*net.TCPAddr).AddrPort(), "")
+		require.NoError(t, err)
+		peer, err := ln.AcceptTCP()
+		require.NoError(t, err)
+		cookie, err = netlab.SocketCookie(peer)
+		require.NoError(t, err)
+		_, err = peer.Write([]byte("hello"))
+		require.NoError(t, err)
+		require.NoError(t, peer.CloseWrite())
+		_, err = io.Copy(io.Discard, conn)
+		require.NoError(t, err)
+		require.NoError(t, conn.Close())
+		require.NoError(t, peer.Close())
+		require.NoError(t, l.A.Quiet(bounded(t)))
+	})
+	r.identity(t, a)
+	require.NotZero(t, r.stored[event.HookInventory])
+	sockets := bySocket(r)
+	require.GreaterOrEqual(t, len(sockets[cookie]), 2)
+	require.Equal(t, event.HookTCEgress, sockets[cookie][0].Hook)
+	for i, h := range sockets[cookie] {
+		require.EqualValues(t, i+1, h.SockSeq)
+	}
+}
+
 func TestNextEndsWithItsContext(t *testing.T) {
 	requireBPF(t)
 	c, err := Open(t.Context(), benchConfig(), quiet())
