@@ -93,9 +93,12 @@ static __always_inline void copy_options(struct __sk_buff *skb, __u32 off, __u32
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
-	__u32 *to = (__u32 *)dst;
-	__u32 *from = data + off;
+	__u32 *to = (__u32 *)dst, *from;
 
+	/* At most 4095 + 20, which the verifier of 6.1 may have forgotten: as in bytes_at. */
+	asm volatile("" : "+r"(off));
+	off &= 8191;
+	from = data + off;
 	if (likely(n == 12) && likely((void *)(from + 3) <= end)) {
 		to[0] = from[0];
 		to[1] = from[1];
