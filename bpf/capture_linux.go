@@ -56,9 +56,10 @@ type Capture struct {
 
 	inventory inventory
 
-	backlog func(behind bool) // see OnBacklog
-	watcher *watcher          // see Watch
-	looks   atomic.Uint64     // how often Next looked for something to do
+	backlog func(behind bool)          // see OnBacklog
+	watcher *watcher                   // see Watch
+	looks   atomic.Uint64              // how often Next looked for something to do
+	missing [event.Hooks]atomic.Uint64 // what missed has told
 
 	mu      sync.Mutex // guards what follows
 	side    []byte     // records of other goroutines, for the next batch
@@ -169,7 +170,7 @@ func (c *Capture) open(ctx context.Context) (err error) {
 	for i := range c.slots.free {
 		c.slots.free[i] = now
 	}
-	if err := c.attachTraced(); err != nil {
+	if err := c.attachTraced(true); err != nil {
 		return err
 	}
 	if err := c.attachTransmit(); err != nil {
@@ -188,28 +189,28 @@ func (c *Capture) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// attachTraced attaches the programs of tracepoints.
-func (c *Capture) attachTraced() error {
+// attachTraced attaches the programs of tracepoints, and if nested is set the second program of each, for events that
+// interrupt the first (TRACEPOINT in transport.h): after it, because the kernel runs them in this order.
+func (c *Capture) attachTraced(nested bool) error {
 	failed, worked := map[string]error{}, map[string]bool{}
 	for _, p := range traced {
 		if !p.wants(c.cfg) {
 			continue
 		}
-		prog, err := c.obj.load(p.name, c.cfg.Verbose)
-		var ln link.Link
-		if err == nil {
-			if ln, err = link.AttachTracing(link.TracingOptions{Program: prog}); err != nil {
-				err = explain("attach tp_btf/"+p.hook.String(), err, c.cfg.Verbose)
-			}
-		}
+		prog, err := c.attachTracepoint(p.name, p.hook)
 		if err != nil {
 			failed[p.group] = err
 			c.log.Warn("hook left out", "hook", p.hook.String(), "missing", p.lacks, "error", err)
 			continue
 		}
 		worked[p.group] = true
-		c.links = append(c.links, ln)
 		c.programs = append(c.programs, loaded{p, prog})
+		if !nested {
+			continue
+		}
+		if _, err := c.attachTracepoint(p.name+"_again", p.hook); err != nil {
+			c.log.Warn("events of a hook that interrupt its program are missed", "hook", p.hook.String(), "error", err)
+		}
 	}
 	for group, err := range failed {
 		if !worked[group] {
@@ -217,6 +218,20 @@ func (c *Capture) attachTraced() error {
 		}
 	}
 	return nil
+}
+
+// attachTracepoint loads a program by name and attaches it to its tracepoint.
+func (c *Capture) attachTracepoint(name string, hook event.Hook) (*ebpf.Program, error) {
+	prog, err := c.obj.load(name, c.cfg.Verbose)
+	if err != nil {
+		return nil, err
+	}
+	ln, err := link.AttachTracing(link.TracingOptions{Program: prog})
+	if err != nil {
+		return nil, explain("attach tp_btf/"+hook.String(), err, c.cfg.Verbose)
+	}
+	c.links = append(c.links, ln)
+	return prog, nil
 }
 
 // attachTransmit chooses where the sockets of sent segments are sampled.
@@ -538,14 +553,30 @@ func addMissed(c *[event.Hooks]event.Counters, missed [event.Hooks]uint64) {
 	}
 }
 
-// missed reads how often the kernel did not run a program because it was running already.
+// missed reads how often the kernel did not run a program because it was running already, but for the events that
+// the hook's second program told of. Those are read last: what is under way is rather missed later than too much,
+// and what was once missed remains so.
 func (c *Capture) missed() (n [event.Hooks]uint64) {
 	for _, p := range c.programs {
 		if s, err := p.prog.Stats(); err == nil {
 			n[p.hook] += s.RecursionMisses
 		}
 	}
+	for h, told := range c.slots.again() {
+		n[h] -= min(n[h], told)
+		n[h] = raise(&c.missing[h], n[h])
+	}
 	return n
+}
+
+// raise makes a at least n and returns it.
+func raise(a *atomic.Uint64, n uint64) uint64 {
+	for old := a.Load(); old < n; old = a.Load() {
+		if a.CompareAndSwap(old, n) {
+			return n
+		}
+	}
+	return a.Load()
 }
 
 // Accounting returns the counters of all hooks up to now. After Close they are zero.

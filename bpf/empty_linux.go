@@ -38,7 +38,7 @@ func (c *Capture) openEmpty() (err error) {
 	for _, p := range c.obj.spec.Programs {
 		p.Instructions = emptyProgram(p.Type)
 	}
-	if err := c.attachTraced(); err != nil {
+	if err := c.attachTraced(false); err != nil {
 		return err
 	}
 	if err := c.attachTransmit(); err != nil {

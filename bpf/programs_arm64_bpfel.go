@@ -44,15 +44,15 @@ type programsPrefix struct {
 }
 
 type programsSlot struct {
-	_     structs.HostLayout
-	Busy  uint32
-	Len   uint32
-	First uint64
-	Last  uint64
-	Due   uint64
-	Net   uint64
-	Pad   [3]uint64
-	Tally [24]struct {
+	_      structs.HostLayout
+	Busy   uint32
+	Len    uint32
+	First  uint64
+	Last   uint64
+	Due    uint64
+	Net    uint64
+	Inside [24]uint8
+	Tally  [24]struct {
 		_        structs.HostLayout
 		Seen     uint64
 		Made     uint64
@@ -64,7 +64,7 @@ type programsSlot struct {
 		Over     uint64
 		Filtered uint64
 		Limited  uint64
-		Pad      uint64
+		Again    uint64
 	}
 	Sent    [24]uint64
 	Dropped [24]uint64
@@ -107,66 +107,77 @@ type programsTuple struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	programsMapControls             = "controls"
-	programsMapFlows                = "flows"
-	programsMapLoads                = "loads"
-	programsMapPorts                = "ports"
-	programsMapPrefixes             = "prefixes"
-	programsMapRing                 = "ring"
-	programsMapSlots                = "slots"
-	programsMapSockStates           = "sock_states"
-	programsProgFlush               = "flush"
-	programsProgGenerate            = "generate"
-	programsProgGenerateSamples     = "generate_samples"
-	programsProgInetSockSetState    = "inet_sock_set_state"
-	programsProgInventory           = "inventory"
-	programsProgKfreeSkb            = "kfree_skb"
-	programsProgTcEgress            = "tc_egress"
-	programsProgTcEgressL3          = "tc_egress_l3"
-	programsProgTcIngress           = "tc_ingress"
-	programsProgTcIngressL3         = "tc_ingress_l3"
-	programsProgTcpBadCsum          = "tcp_bad_csum"
-	programsProgTcpCongStateSet     = "tcp_cong_state_set"
-	programsProgTcpDestroySock      = "tcp_destroy_sock"
-	programsProgTcpProbe            = "tcp_probe"
-	programsProgTcpRcvSpaceAdjust   = "tcp_rcv_space_adjust"
-	programsProgTcpReceiveReset     = "tcp_receive_reset"
-	programsProgTcpRetransmitSkb    = "tcp_retransmit_skb"
-	programsProgTcpRetransmitSynack = "tcp_retransmit_synack"
-	programsProgTcpSendReset        = "tcp_send_reset"
-	programsProgTcpTransmit         = "tcp_transmit"
-	programsProgXdpIngress          = "xdp_ingress"
-	programsVarCfgAboveStep         = "cfg_above_step"
-	programsVarCfgCa                = "cfg_ca"
-	programsVarCfgCgroup            = "cfg_cgroup"
-	programsVarCfgChangesOnly       = "cfg_changes_only"
-	programsVarCfgChecksum          = "cfg_checksum"
-	programsVarCfgFilter            = "cfg_filter"
-	programsVarCfgFlows             = "cfg_flows"
-	programsVarCfgGenerate          = "cfg_generate"
-	programsVarCfgHz                = "cfg_hz"
-	programsVarCfgJiffyMs           = "cfg_jiffy_ms"
-	programsVarCfgJiffyUs           = "cfg_jiffy_us"
-	programsVarCfgKfreeSock         = "cfg_kfree_sock"
-	programsVarCfgLimitAhead        = "cfg_limit_ahead"
-	programsVarCfgLimitBurst        = "cfg_limit_burst"
-	programsVarCfgLimitStep         = "cfg_limit_step"
-	programsVarCfgLinkNetns         = "cfg_link_netns"
-	programsVarCfgNetns             = "cfg_netns"
-	programsVarCfgPackets           = "cfg_packets"
-	programsVarCfgResetReason       = "cfg_reset_reason"
-	programsVarCfgRetransmitErr     = "cfg_retransmit_err"
-	programsVarCfgSample            = "cfg_sample"
-	programsVarCfgTransmit          = "cfg_transmit"
-	programsVarCfgTuple             = "cfg_tuple"
-	programsVarCfgWake              = "cfg_wake"
-	programsVarLayoutHeader         = "layout_header"
-	programsVarLayoutHook           = "layout_hook"
-	programsVarLayoutIncident       = "layout_incident"
-	programsVarLayoutKind           = "layout_kind"
-	programsVarLayoutPresent        = "layout_present"
-	programsVarLayoutSample         = "layout_sample"
-	programsVarLayoutSegment        = "layout_segment"
+	programsMapControls                  = "controls"
+	programsMapFlows                     = "flows"
+	programsMapLoads                     = "loads"
+	programsMapPorts                     = "ports"
+	programsMapPrefixes                  = "prefixes"
+	programsMapRing                      = "ring"
+	programsMapSlots                     = "slots"
+	programsMapSockStates                = "sock_states"
+	programsProgFlush                    = "flush"
+	programsProgGenerate                 = "generate"
+	programsProgGenerateSamples          = "generate_samples"
+	programsProgInetSockSetState         = "inet_sock_set_state"
+	programsProgInetSockSetStateAgain    = "inet_sock_set_state_again"
+	programsProgInventory                = "inventory"
+	programsProgKfreeSkb                 = "kfree_skb"
+	programsProgKfreeSkbAgain            = "kfree_skb_again"
+	programsProgTcEgress                 = "tc_egress"
+	programsProgTcEgressL3               = "tc_egress_l3"
+	programsProgTcIngress                = "tc_ingress"
+	programsProgTcIngressL3              = "tc_ingress_l3"
+	programsProgTcpBadCsum               = "tcp_bad_csum"
+	programsProgTcpBadCsumAgain          = "tcp_bad_csum_again"
+	programsProgTcpCongStateSet          = "tcp_cong_state_set"
+	programsProgTcpCongStateSetAgain     = "tcp_cong_state_set_again"
+	programsProgTcpDestroySock           = "tcp_destroy_sock"
+	programsProgTcpDestroySockAgain      = "tcp_destroy_sock_again"
+	programsProgTcpProbe                 = "tcp_probe"
+	programsProgTcpProbeAgain            = "tcp_probe_again"
+	programsProgTcpRcvSpaceAdjust        = "tcp_rcv_space_adjust"
+	programsProgTcpRcvSpaceAdjustAgain   = "tcp_rcv_space_adjust_again"
+	programsProgTcpReceiveReset          = "tcp_receive_reset"
+	programsProgTcpReceiveResetAgain     = "tcp_receive_reset_again"
+	programsProgTcpRetransmitSkb         = "tcp_retransmit_skb"
+	programsProgTcpRetransmitSkbAgain    = "tcp_retransmit_skb_again"
+	programsProgTcpRetransmitSynack      = "tcp_retransmit_synack"
+	programsProgTcpRetransmitSynackAgain = "tcp_retransmit_synack_again"
+	programsProgTcpSendReset             = "tcp_send_reset"
+	programsProgTcpSendResetAgain        = "tcp_send_reset_again"
+	programsProgTcpTransmit              = "tcp_transmit"
+	programsProgXdpIngress               = "xdp_ingress"
+	programsVarCfgAboveStep              = "cfg_above_step"
+	programsVarCfgCa                     = "cfg_ca"
+	programsVarCfgCgroup                 = "cfg_cgroup"
+	programsVarCfgChangesOnly            = "cfg_changes_only"
+	programsVarCfgChecksum               = "cfg_checksum"
+	programsVarCfgFilter                 = "cfg_filter"
+	programsVarCfgFlows                  = "cfg_flows"
+	programsVarCfgGenerate               = "cfg_generate"
+	programsVarCfgHz                     = "cfg_hz"
+	programsVarCfgJiffyMs                = "cfg_jiffy_ms"
+	programsVarCfgJiffyUs                = "cfg_jiffy_us"
+	programsVarCfgKfreeSock              = "cfg_kfree_sock"
+	programsVarCfgLimitAhead             = "cfg_limit_ahead"
+	programsVarCfgLimitBurst             = "cfg_limit_burst"
+	programsVarCfgLimitStep              = "cfg_limit_step"
+	programsVarCfgLinkNetns              = "cfg_link_netns"
+	programsVarCfgNetns                  = "cfg_netns"
+	programsVarCfgPackets                = "cfg_packets"
+	programsVarCfgResetReason            = "cfg_reset_reason"
+	programsVarCfgRetransmitErr          = "cfg_retransmit_err"
+	programsVarCfgSample                 = "cfg_sample"
+	programsVarCfgTransmit               = "cfg_transmit"
+	programsVarCfgTuple                  = "cfg_tuple"
+	programsVarCfgWake                   = "cfg_wake"
+	programsVarLayoutHeader              = "layout_header"
+	programsVarLayoutHook                = "layout_hook"
+	programsVarLayoutIncident            = "layout_incident"
+	programsVarLayoutKind                = "layout_kind"
+	programsVarLayoutPresent             = "layout_present"
+	programsVarLayoutSample              = "layout_sample"
+	programsVarLayoutSegment             = "layout_segment"
 )
 
 // loadPrograms returns the embedded CollectionSpec for programs.
@@ -211,27 +222,38 @@ type programsSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsProgramSpecs struct {
-	Flush               *ebpf.ProgramSpec `ebpf:"flush"`
-	Generate            *ebpf.ProgramSpec `ebpf:"generate"`
-	GenerateSamples     *ebpf.ProgramSpec `ebpf:"generate_samples"`
-	InetSockSetState    *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
-	Inventory           *ebpf.ProgramSpec `ebpf:"inventory"`
-	KfreeSkb            *ebpf.ProgramSpec `ebpf:"kfree_skb"`
-	TcEgress            *ebpf.ProgramSpec `ebpf:"tc_egress"`
-	TcEgressL3          *ebpf.ProgramSpec `ebpf:"tc_egress_l3"`
-	TcIngress           *ebpf.ProgramSpec `ebpf:"tc_ingress"`
-	TcIngressL3         *ebpf.ProgramSpec `ebpf:"tc_ingress_l3"`
-	TcpBadCsum          *ebpf.ProgramSpec `ebpf:"tcp_bad_csum"`
-	TcpCongStateSet     *ebpf.ProgramSpec `ebpf:"tcp_cong_state_set"`
-	TcpDestroySock      *ebpf.ProgramSpec `ebpf:"tcp_destroy_sock"`
-	TcpProbe            *ebpf.ProgramSpec `ebpf:"tcp_probe"`
-	TcpRcvSpaceAdjust   *ebpf.ProgramSpec `ebpf:"tcp_rcv_space_adjust"`
-	TcpReceiveReset     *ebpf.ProgramSpec `ebpf:"tcp_receive_reset"`
-	TcpRetransmitSkb    *ebpf.ProgramSpec `ebpf:"tcp_retransmit_skb"`
-	TcpRetransmitSynack *ebpf.ProgramSpec `ebpf:"tcp_retransmit_synack"`
-	TcpSendReset        *ebpf.ProgramSpec `ebpf:"tcp_send_reset"`
-	TcpTransmit         *ebpf.ProgramSpec `ebpf:"tcp_transmit"`
-	XdpIngress          *ebpf.ProgramSpec `ebpf:"xdp_ingress"`
+	Flush                    *ebpf.ProgramSpec `ebpf:"flush"`
+	Generate                 *ebpf.ProgramSpec `ebpf:"generate"`
+	GenerateSamples          *ebpf.ProgramSpec `ebpf:"generate_samples"`
+	InetSockSetState         *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
+	InetSockSetStateAgain    *ebpf.ProgramSpec `ebpf:"inet_sock_set_state_again"`
+	Inventory                *ebpf.ProgramSpec `ebpf:"inventory"`
+	KfreeSkb                 *ebpf.ProgramSpec `ebpf:"kfree_skb"`
+	KfreeSkbAgain            *ebpf.ProgramSpec `ebpf:"kfree_skb_again"`
+	TcEgress                 *ebpf.ProgramSpec `ebpf:"tc_egress"`
+	TcEgressL3               *ebpf.ProgramSpec `ebpf:"tc_egress_l3"`
+	TcIngress                *ebpf.ProgramSpec `ebpf:"tc_ingress"`
+	TcIngressL3              *ebpf.ProgramSpec `ebpf:"tc_ingress_l3"`
+	TcpBadCsum               *ebpf.ProgramSpec `ebpf:"tcp_bad_csum"`
+	TcpBadCsumAgain          *ebpf.ProgramSpec `ebpf:"tcp_bad_csum_again"`
+	TcpCongStateSet          *ebpf.ProgramSpec `ebpf:"tcp_cong_state_set"`
+	TcpCongStateSetAgain     *ebpf.ProgramSpec `ebpf:"tcp_cong_state_set_again"`
+	TcpDestroySock           *ebpf.ProgramSpec `ebpf:"tcp_destroy_sock"`
+	TcpDestroySockAgain      *ebpf.ProgramSpec `ebpf:"tcp_destroy_sock_again"`
+	TcpProbe                 *ebpf.ProgramSpec `ebpf:"tcp_probe"`
+	TcpProbeAgain            *ebpf.ProgramSpec `ebpf:"tcp_probe_again"`
+	TcpRcvSpaceAdjust        *ebpf.ProgramSpec `ebpf:"tcp_rcv_space_adjust"`
+	TcpRcvSpaceAdjustAgain   *ebpf.ProgramSpec `ebpf:"tcp_rcv_space_adjust_again"`
+	TcpReceiveReset          *ebpf.ProgramSpec `ebpf:"tcp_receive_reset"`
+	TcpReceiveResetAgain     *ebpf.ProgramSpec `ebpf:"tcp_receive_reset_again"`
+	TcpRetransmitSkb         *ebpf.ProgramSpec `ebpf:"tcp_retransmit_skb"`
+	TcpRetransmitSkbAgain    *ebpf.ProgramSpec `ebpf:"tcp_retransmit_skb_again"`
+	TcpRetransmitSynack      *ebpf.ProgramSpec `ebpf:"tcp_retransmit_synack"`
+	TcpRetransmitSynackAgain *ebpf.ProgramSpec `ebpf:"tcp_retransmit_synack_again"`
+	TcpSendReset             *ebpf.ProgramSpec `ebpf:"tcp_send_reset"`
+	TcpSendResetAgain        *ebpf.ProgramSpec `ebpf:"tcp_send_reset_again"`
+	TcpTransmit              *ebpf.ProgramSpec `ebpf:"tcp_transmit"`
+	XdpIngress               *ebpf.ProgramSpec `ebpf:"xdp_ingress"`
 }
 
 // programsMapSpecs contains maps before they are loaded into the kernel.
@@ -369,27 +391,38 @@ type programsVariables struct {
 //
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsPrograms struct {
-	Flush               *ebpf.Program `ebpf:"flush"`
-	Generate            *ebpf.Program `ebpf:"generate"`
-	GenerateSamples     *ebpf.Program `ebpf:"generate_samples"`
-	InetSockSetState    *ebpf.Program `ebpf:"inet_sock_set_state"`
-	Inventory           *ebpf.Program `ebpf:"inventory"`
-	KfreeSkb            *ebpf.Program `ebpf:"kfree_skb"`
-	TcEgress            *ebpf.Program `ebpf:"tc_egress"`
-	TcEgressL3          *ebpf.Program `ebpf:"tc_egress_l3"`
-	TcIngress           *ebpf.Program `ebpf:"tc_ingress"`
-	TcIngressL3         *ebpf.Program `ebpf:"tc_ingress_l3"`
-	TcpBadCsum          *ebpf.Program `ebpf:"tcp_bad_csum"`
-	TcpCongStateSet     *ebpf.Program `ebpf:"tcp_cong_state_set"`
-	TcpDestroySock      *ebpf.Program `ebpf:"tcp_destroy_sock"`
-	TcpProbe            *ebpf.Program `ebpf:"tcp_probe"`
-	TcpRcvSpaceAdjust   *ebpf.Program `ebpf:"tcp_rcv_space_adjust"`
-	TcpReceiveReset     *ebpf.Program `ebpf:"tcp_receive_reset"`
-	TcpRetransmitSkb    *ebpf.Program `ebpf:"tcp_retransmit_skb"`
-	TcpRetransmitSynack *ebpf.Program `ebpf:"tcp_retransmit_synack"`
-	TcpSendReset        *ebpf.Program `ebpf:"tcp_send_reset"`
-	TcpTransmit         *ebpf.Program `ebpf:"tcp_transmit"`
-	XdpIngress          *ebpf.Program `ebpf:"xdp_ingress"`
+	Flush                    *ebpf.Program `ebpf:"flush"`
+	Generate                 *ebpf.Program `ebpf:"generate"`
+	GenerateSamples          *ebpf.Program `ebpf:"generate_samples"`
+	InetSockSetState         *ebpf.Program `ebpf:"inet_sock_set_state"`
+	InetSockSetStateAgain    *ebpf.Program `ebpf:"inet_sock_set_state_again"`
+	Inventory                *ebpf.Program `ebpf:"inventory"`
+	KfreeSkb                 *ebpf.Program `ebpf:"kfree_skb"`
+	KfreeSkbAgain            *ebpf.Program `ebpf:"kfree_skb_again"`
+	TcEgress                 *ebpf.Program `ebpf:"tc_egress"`
+	TcEgressL3               *ebpf.Program `ebpf:"tc_egress_l3"`
+	TcIngress                *ebpf.Program `ebpf:"tc_ingress"`
+	TcIngressL3              *ebpf.Program `ebpf:"tc_ingress_l3"`
+	TcpBadCsum               *ebpf.Program `ebpf:"tcp_bad_csum"`
+	TcpBadCsumAgain          *ebpf.Program `ebpf:"tcp_bad_csum_again"`
+	TcpCongStateSet          *ebpf.Program `ebpf:"tcp_cong_state_set"`
+	TcpCongStateSetAgain     *ebpf.Program `ebpf:"tcp_cong_state_set_again"`
+	TcpDestroySock           *ebpf.Program `ebpf:"tcp_destroy_sock"`
+	TcpDestroySockAgain      *ebpf.Program `ebpf:"tcp_destroy_sock_again"`
+	TcpProbe                 *ebpf.Program `ebpf:"tcp_probe"`
+	TcpProbeAgain            *ebpf.Program `ebpf:"tcp_probe_again"`
+	TcpRcvSpaceAdjust        *ebpf.Program `ebpf:"tcp_rcv_space_adjust"`
+	TcpRcvSpaceAdjustAgain   *ebpf.Program `ebpf:"tcp_rcv_space_adjust_again"`
+	TcpReceiveReset          *ebpf.Program `ebpf:"tcp_receive_reset"`
+	TcpReceiveResetAgain     *ebpf.Program `ebpf:"tcp_receive_reset_again"`
+	TcpRetransmitSkb         *ebpf.Program `ebpf:"tcp_retransmit_skb"`
+	TcpRetransmitSkbAgain    *ebpf.Program `ebpf:"tcp_retransmit_skb_again"`
+	TcpRetransmitSynack      *ebpf.Program `ebpf:"tcp_retransmit_synack"`
+	TcpRetransmitSynackAgain *ebpf.Program `ebpf:"tcp_retransmit_synack_again"`
+	TcpSendReset             *ebpf.Program `ebpf:"tcp_send_reset"`
+	TcpSendResetAgain        *ebpf.Program `ebpf:"tcp_send_reset_again"`
+	TcpTransmit              *ebpf.Program `ebpf:"tcp_transmit"`
+	XdpIngress               *ebpf.Program `ebpf:"xdp_ingress"`
 }
 
 func (p *programsPrograms) Close() error {
@@ -398,21 +431,32 @@ func (p *programsPrograms) Close() error {
 		p.Generate,
 		p.GenerateSamples,
 		p.InetSockSetState,
+		p.InetSockSetStateAgain,
 		p.Inventory,
 		p.KfreeSkb,
+		p.KfreeSkbAgain,
 		p.TcEgress,
 		p.TcEgressL3,
 		p.TcIngress,
 		p.TcIngressL3,
 		p.TcpBadCsum,
+		p.TcpBadCsumAgain,
 		p.TcpCongStateSet,
+		p.TcpCongStateSetAgain,
 		p.TcpDestroySock,
+		p.TcpDestroySockAgain,
 		p.TcpProbe,
+		p.TcpProbeAgain,
 		p.TcpRcvSpaceAdjust,
+		p.TcpRcvSpaceAdjustAgain,
 		p.TcpReceiveReset,
+		p.TcpReceiveResetAgain,
 		p.TcpRetransmitSkb,
+		p.TcpRetransmitSkbAgain,
 		p.TcpRetransmitSynack,
+		p.TcpRetransmitSynackAgain,
 		p.TcpSendReset,
+		p.TcpSendResetAgain,
 		p.TcpTransmit,
 		p.XdpIngress,
 	)

@@ -138,6 +138,17 @@ func (s *slots) counters(cpu int) (c [event.Hooks]event.Counters) {
 	return c
 }
 
+// again is how many events of each hook its second program told of.
+func (s *slots) again() (n [event.Hooks]uint64) {
+	for cpu := range s.cpus {
+		slot := s.all[cpu*slotLevels]
+		for h := range n {
+			n[h] += atomic.LoadUint64(&slot.Apart[h].Again)
+		}
+	}
+	return n
+}
+
 // limited is the number of samples that the limit left out (limited in sockets.h).
 func (s *slots) limited() (n uint64) {
 	for _, slot := range s.all {

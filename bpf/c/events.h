@@ -57,8 +57,7 @@ static __always_inline int done(struct slot *s, struct tcb_incident *r)
 	return 0;
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int inet_sock_set_state(__u64 *ctx)
+TRACEPOINT(inet_sock_set_state, TCB_HOOK_SET_STATE)
 {
 	struct sock *sk = (struct sock *)bpf_skc_to_tcp_sock((void *)ctx[0]);
 	int old = (int)ctx[1], new = (int)ctx[2];
@@ -105,8 +104,7 @@ int inet_sock_set_state(__u64 *ctx)
 	return done(s, r);
 }
 
-SEC("tp_btf/tcp_retransmit_skb")
-int tcp_retransmit_skb(__u64 *ctx)
+TRACEPOINT(tcp_retransmit_skb, TCB_HOOK_RETRANSMIT_SKB)
 {
 	struct sock *sk = (struct sock *)bpf_skc_to_tcp_sock((void *)ctx[0]);
 	struct tcb_incident *r;
@@ -132,8 +130,7 @@ int tcp_retransmit_skb(__u64 *ctx)
 	return done(s, r);
 }
 
-SEC("tp_btf/tcp_receive_reset")
-int tcp_receive_reset(__u64 *ctx)
+TRACEPOINT(tcp_receive_reset, TCB_HOOK_RECEIVE_RESET)
 {
 	struct sock *sk = (struct sock *)bpf_skc_to_tcp_sock((void *)ctx[0]);
 	struct tcb_incident *r;
@@ -148,8 +145,7 @@ int tcp_receive_reset(__u64 *ctx)
 	return done(s, r);
 }
 
-SEC("tp_btf/tcp_cong_state_set")
-int tcp_cong_state_set(__u64 *ctx)
+TRACEPOINT(tcp_cong_state_set, TCB_HOOK_CONG_STATE_SET)
 {
 	struct sock *sk = (struct sock *)bpf_skc_to_tcp_sock((void *)ctx[0]);
 	struct tcb_incident *r;
@@ -166,8 +162,7 @@ int tcp_cong_state_set(__u64 *ctx)
 	return done(s, r);
 }
 
-SEC("tp_btf/tcp_rcv_space_adjust")
-int tcp_rcv_space_adjust(__u64 *ctx)
+TRACEPOINT(tcp_rcv_space_adjust, TCB_HOOK_RCV_SPACE_ADJUST)
 {
 	struct sock *sk = (struct sock *)bpf_skc_to_tcp_sock((void *)ctx[0]);
 	struct tcb_incident *r;
@@ -214,8 +209,7 @@ static __always_inline struct tcb_incident *bare_incident(struct slot **slot, __
 	return r;
 }
 
-SEC("tp_btf/tcp_retransmit_synack")
-int tcp_retransmit_synack(__u64 *ctx)
+TRACEPOINT(tcp_retransmit_synack, TCB_HOOK_RETRANSMIT_SYNACK)
 {
 	struct sock *listener = (struct sock *)ctx[0];
 	struct request_sock *req = (struct request_sock *)ctx[1];
@@ -388,8 +382,7 @@ static __always_inline int bare_unwanted(struct tcb_incident *r)
  * A reset goes out: with a full socket where there is one, else in answer to
  * the segment in skb. skb, too, may be missing (the application aborts).
  */
-SEC("tp_btf/tcp_send_reset")
-int tcp_send_reset(__u64 *ctx)
+TRACEPOINT(tcp_send_reset, TCB_HOOK_SEND_RESET)
 {
 	void *any = (void *)ctx[0];
 	struct tcb_incident *r;
@@ -424,8 +417,7 @@ int tcp_send_reset(__u64 *ctx)
 	return done(s, r);
 }
 
-SEC("tp_btf/tcp_bad_csum")
-int tcp_bad_csum(__u64 *ctx)
+TRACEPOINT(tcp_bad_csum, TCB_HOOK_BAD_CSUM)
 {
 	struct tcb_incident *r;
 	struct headers h = {};
@@ -445,8 +437,7 @@ int tcp_bad_csum(__u64 *ctx)
 	return done(s, r);
 }
 
-SEC("tp_btf/kfree_skb")
-int kfree_skb(__u64 *ctx)
+TRACEPOINT(kfree_skb, TCB_HOOK_KFREE_SKB)
 {
 	struct sk_buff *skb = (struct sk_buff *)ctx[0];
 	struct tcb_incident *r;

@@ -649,8 +649,7 @@ filtered:
 	return 0;
 }
 
-SEC("tp_btf/tcp_probe")
-int tcp_probe(__u64 *ctx)
+TRACEPOINT(tcp_probe, TCB_HOOK_TCP_PROBE)
 {
 	return sample_at(TCB_HOOK_TCP_PROBE, TCB_DIR_IN, (struct sock *)ctx[0], (struct sk_buff *)ctx[1], 0);
 }
@@ -666,8 +665,7 @@ int tcp_transmit(__u64 *ctx)
 	return sample_at(TCB_HOOK_TRANSMIT, TCB_DIR_OUT, (struct sock *)ctx[0], (struct sk_buff *)ctx[1], (__u32)ctx[4]);
 }
 
-SEC("tp_btf/tcp_destroy_sock")
-int tcp_destroy_sock(__u64 *ctx)
+TRACEPOINT(tcp_destroy_sock, TCB_HOOK_DESTROY_SOCK)
 {
 	return sample_at(TCB_HOOK_DESTROY_SOCK, TCB_DIR_NONE, (struct sock *)ctx[0], NULL, 0);
 }

@@ -6,7 +6,8 @@
  *
  * Each CPU has LEVELS slots. A hook that interrupts another one, or runs while
  * a preempted task is inside one, finds the first slot busy and gathers in the
- * next. Only when all are busy is an event counted in over and lost.
+ * next. Only when all are busy is an event counted in over and lost. A
+ * tracepoint that interrupts its own program is told by a second one: TRACEPOINT.
  */
 #ifndef TCBEE_TRANSPORT_H
 #define TCBEE_TRANSPORT_H
@@ -32,7 +33,7 @@ struct apart {
 	__u64 over; /* none was free */
 	__u64 filtered;
 	__u64 limited;
-	__u64 pad;
+	__u64 again; /* told by the second program */
 };
 
 /*
@@ -46,7 +47,7 @@ struct slot {
 	__u64 last;  /* time of the last one */
 	__u64 due;   /* first slot of a CPU: see crowded() */
 	__u64 net;   /* first slot of a CPU: see in_netns() */
-	__u64 pad[3];
+	__u8 inside[TCB_HOOKS]; /* first slot of a CPU: see TRACEPOINT */
 	struct tally tally[TCB_HOOKS];
 	struct apart apart[TCB_HOOKS];
 	__u64 sent[TCB_HOOKS]; /* made when data was last emptied */
@@ -158,6 +159,60 @@ static __always_inline struct slot *first_slot(void)
 
 	return bpf_map_lookup_elem(&slots, &i);
 }
+
+/* The hook's program begins, unless it interrupts itself: then the kernel leaves it out. */
+static __always_inline struct slot *enter(__u32 hook)
+{
+	struct slot *first = first_slot();
+
+	if (first)
+		WRITE_ONCE(first->inside[hook], 1);
+	barrier();
+	return first;
+}
+
+static __always_inline int leave(struct slot *first, __u32 hook)
+{
+	barrier();
+	if (first)
+		WRITE_ONCE(first->inside[hook], 0);
+	return 0;
+}
+
+/* Tells whether the kernel has left out the hook's program for this event, and counts it. */
+static __always_inline int left_out(__u32 hook)
+{
+	struct slot *first = first_slot();
+
+	if (likely(!first || !READ_ONCE(first->inside[hook])))
+		return 0;
+	first->apart[hook].again++; /* of one at a time: this program, too, does not interrupt itself */
+	return 1;
+}
+
+/*
+ * Begins what is done at a tracepoint. The kernel does not run its program
+ * while the same one runs on that CPU, and counts that (recursion_misses): a
+ * segment that is received while a task is inside would be lost. So there are
+ * two, which the kernel runs in the order in which they were attached; the
+ * second has nothing to do unless the first is being interrupted.
+ */
+#define TRACEPOINT(name, hook)                                                                                         \
+	static __always_inline int name##_event(__u64 *ctx);                                                           \
+	SEC("tp_btf/" #name)                                                                                           \
+	int name(__u64 *ctx)                                                                                           \
+	{                                                                                                              \
+		struct slot *first = enter(hook);                                                                      \
+                                                                                                                       \
+		name##_event(ctx);                                                                                     \
+		return leave(first, hook);                                                                             \
+	}                                                                                                              \
+	SEC("tp_btf/" #name)                                                                                           \
+	int name##_again(__u64 *ctx)                                                                                   \
+	{                                                                                                              \
+		return left_out(hook) ? name##_event(ctx) : 0;                                                         \
+	}                                                                                                              \
+	static __always_inline int name##_event(__u64 *ctx)
 
 /*
  * Returns a slot that the caller owns until give(), NULL if there is none; the

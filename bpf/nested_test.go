@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"sync/atomic"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf/link"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/tcbee/tcbee-export/bpf/event"
+	"github.com/tcbee/tcbee-export/bpf/netlab"
+)
+
+// inside returns of each CPU the bytes that tell which programs run, to be written, too.
+func inside(t *testing.T, c *Capture) (all []*[event.Hooks]uint8) {
+	t.Helper()
+	mem, err := unix.Mmap(c.obj.coll.Maps[programsMapSlots].FD(), 0, len(c.slots.mem), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, unix.Munmap(mem)) })
+	for cpu := range c.obj.cpus {
+		slot := (*programsSlot)(unsafe.Pointer(&mem[cpu*slotLevels*len(mem)/len(c.slots.all)]))
+		all = append(all, &slot.Inside)
+	}
+	return all
+}
+
+// An event that interrupts the program of its own tracepoint is told by the second one. The interruption cannot be had at will:
+// here all first programs are gone and seem to be interrupted.
+func TestTracepointsThatInterruptTheirProgramAreTold(t *testing.T) {
+	l := lab(t, netlab.Options{})
+	ctx := bounded(t)
+	hooks := []event.Hook{event.HookTCPProbe, event.HookSetState, event.HookDestroySock, event.HookReceiveReset}
+	traffic := func() {
+		_, err := l.Exchange(ctx, netlab.Exchange{Connections: 30, Requests: 4, Reset: true})
+		require.NoError(t, err)
+		require.NoError(t, l.A.Quiet(ctx))
+		require.NoError(t, l.B.Quiet(ctx))
+	}
+	var fired firings
+	var again [event.Hooks]uint64
+	r, a := during(t, in(l.A), func(c *Capture) {
+		// Each tracepoint's first program is attached before its second.
+		var rest []link.Link
+		for i, ln := range c.links {
+			if first := i < 2*len(traced) && i%2 == 0; first {
+				require.NoError(t, ln.Close())
+			} else {
+				rest = append(rest, ln)
+			}
+		}
+		c.links = rest
+		traffic()
+		quiet := c.Accounting()
+		for _, h := range hooks {
+			require.Zero(t, quiet.Total[h].Seen, "%v: the second program tells what the first is there for", h)
+		}
+
+		running := inside(t, c)
+		fired = fire(t, l, l.A, hooks...)
+		for _, h := range hooks {
+			for _, cpu := range running {
+				cpu[h] = 1
+			}
+		}
+		traffic()
+		again = c.slots.again()
+	})
+	r.identity(t, a)
+	fired.told(t, r, a)
+	for _, h := range hooks {
+		require.NotZero(t, a.Total[h].Seen, "%v", h)
+		require.Zero(t, a.Total[h].Missed, "%v", h)
+		require.Equal(t, a.Total[h].Seen, again[h], "%v: all of them by the second program", h)
+	}
+}
+
+// What the second program goes by: the first one tells while it runs, and only then.
+func TestTracepointsTellWhileTheyRun(t *testing.T) {
+	l := lab(t, netlab.Options{})
+	r, a := during(t, in(l.A), func(c *Capture) {
+		running := inside(t, c)
+		var stop atomic.Bool
+		seen := make(chan bool, 1)
+		go func() {
+			found := false
+			for !found && !stop.Load() {
+				for _, cpu := range running {
+					found = found || *(*uint8)(unsafe.Pointer(&cpu[event.HookTCPProbe])) != 0
+				}
+			}
+			seen <- found
+		}()
+		for deadline := time.Now().Add(20 * time.Second); len(seen) == 0 && time.Now().Before(deadline); {
+			_, err := l.Transfer(bounded(t), netlab.Transfer{Bytes: 32 << 20})
+			require.NoError(t, err)
+		}
+		stop.Store(true)
+		require.True(t, <-seen, "tcp_probe")
+		require.NoError(t, l.A.Quiet(bounded(t)))
+		require.NoError(t, l.B.Quiet(bounded(t)))
+		for cpu, hooks := range running {
+			require.Zero(t, *hooks, "CPU %d", cpu)
+		}
+	})
+	r.identity(t, a)
+}
+
+func TestRaise(t *testing.T) {
+	var a atomic.Uint64
+	for _, tt := range [][2]uint64{{0, 0}, {5, 5}, {3, 5}, {6, 6}} {
+		require.Equal(t, tt[1], raise(&a, tt[0]))
+	}
+}
