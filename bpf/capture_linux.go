@@ -553,30 +553,36 @@ func addMissed(c *[event.Hooks]event.Counters, missed [event.Hooks]uint64) {
 	}
 }
 
-// missed reads how often the kernel did not run a program because it was running already, but for the events that
-// the hook's second program told of. Those are read last: what is under way is rather missed later than too much,
-// and what was once missed remains so.
+// missed is how many events of each hook no program told of.
 func (c *Capture) missed() (n [event.Hooks]uint64) {
 	for _, p := range c.programs {
 		if s, err := p.prog.Stats(); err == nil {
 			n[p.hook] += s.RecursionMisses
 		}
 	}
-	for h, told := range c.slots.again() {
-		n[h] -= min(n[h], told)
-		n[h] = raise(&c.missing[h], n[h])
+	return c.untold(n, c.slots.again())
+}
+
+// untold takes from how often the kernel did not run a hook's program, because it was running already, how often the
+// second one ran instead. That is read later, so that an event under way is rather missed later than too much, and
+// what was missed once remains so.
+func (c *Capture) untold(left, again [event.Hooks]uint64) (n [event.Hooks]uint64) {
+	for h := range n {
+		n[h] = raise(&c.missing[h], left[h]-min(left[h], again[h]))
 	}
 	return n
 }
 
 // raise makes a at least n and returns it.
 func raise(a *atomic.Uint64, n uint64) uint64 {
-	for old := a.Load(); old < n; old = a.Load() {
-		if a.CompareAndSwap(old, n) {
+	for {
+		switch old := a.Load(); {
+		case old >= n:
+			return old
+		case a.CompareAndSwap(old, n):
 			return n
 		}
 	}
-	return a.Load()
 }
 
 // Accounting returns the counters of all hooks up to now. After Close they are zero.

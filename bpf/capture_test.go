@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -109,22 +110,24 @@ func during(t testing.TB, cfg Config, f func(c *Capture)) (*recorded, Accounting
 	require.NoError(t, err)
 	defer func() { require.NoError(t, c.Close()) }()
 	r := &recorded{}
-	done := make(chan error, 1)
-	go func() {
-		for {
-			b, err := c.Next(context.Background())
-			if err == nil {
-				err = r.keep(b)
-			}
-			if err != nil {
-				done <- err
-				return
+	var end error
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		for end == nil {
+			var b []byte
+			if b, end = c.Next(context.Background()); end == nil {
+				end = r.keep(b)
 			}
 		}
-	}()
+	})
+	stop := func() {
+		c.Stop()
+		reading.Wait()
+	}
+	defer stop() // f may have failed: Close takes the batches' memory away
 	f(c)
-	c.Stop()
-	require.ErrorIs(t, <-done, io.EOF)
+	stop()
+	require.ErrorIs(t, end, io.EOF)
 	return r, c.Accounting()
 }
 

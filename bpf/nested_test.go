@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -84,23 +85,24 @@ func TestTracepointsTellWhileTheyRun(t *testing.T) {
 	l := lab(t, netlab.Options{})
 	r, a := during(t, in(l.A), func(c *Capture) {
 		running := inside(t, c)
-		var stop atomic.Bool
-		seen := make(chan bool, 1)
-		go func() {
-			found := false
-			for !found && !stop.Load() {
+		var seen, stop atomic.Bool
+		var look sync.WaitGroup
+		look.Go(func() {
+			for !seen.Load() && !stop.Load() {
 				for _, cpu := range running {
-					found = found || *(*uint8)(unsafe.Pointer(&cpu[event.HookTCPProbe])) != 0
+					if *(*uint8)(unsafe.Pointer(&cpu[event.HookTCPProbe])) != 0 {
+						seen.Store(true)
+					}
 				}
 			}
-			seen <- found
-		}()
-		for deadline := time.Now().Add(20 * time.Second); len(seen) == 0 && time.Now().Before(deadline); {
+		})
+		defer look.Wait()
+		defer stop.Store(true)
+		for deadline := time.Now().Add(20 * time.Second); !seen.Load() && time.Now().Before(deadline); {
 			_, err := l.Transfer(bounded(t), netlab.Transfer{Bytes: 32 << 20})
 			require.NoError(t, err)
 		}
-		stop.Store(true)
-		require.True(t, <-seen, "tcp_probe")
+		require.True(t, seen.Load(), "tcp_probe")
 		require.NoError(t, l.A.Quiet(bounded(t)))
 		require.NoError(t, l.B.Quiet(bounded(t)))
 		for cpu, hooks := range running {
@@ -110,9 +112,18 @@ func TestTracepointsTellWhileTheyRun(t *testing.T) {
 	r.identity(t, a)
 }
 
-func TestRaise(t *testing.T) {
-	var a atomic.Uint64
-	for _, tt := range [][2]uint64{{0, 0}, {5, 5}, {3, 5}, {6, 6}} {
-		require.Equal(t, tt[1], raise(&a, tt[0]))
+func TestMissedIsWhatNoProgramTold(t *testing.T) {
+	c := &Capture{}
+	const h = event.HookTCPProbe
+	for _, tt := range []struct{ left, again, want uint64 }{
+		{0, 0, 0},
+		{10, 7, 3},
+		{10, 8, 3}, // one more was left out after the first number was read
+		{15, 11, 4},
+		{15, 20, 4},
+	} {
+		var left, again, want [event.Hooks]uint64
+		left[h], again[h], want[h] = tt.left, tt.again, tt.want
+		require.Equal(t, want, c.untold(left, again), "%+v", tt)
 	}
 }
