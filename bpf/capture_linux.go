@@ -173,7 +173,7 @@ func (c *Capture) open(ctx context.Context) (err error) {
 	if err := c.attachTraced(true); err != nil {
 		return err
 	}
-	if err := c.attachTransmit(); err != nil {
+	if err := c.attachTransmit(true); err != nil {
 		return err
 	}
 	if err := c.attachInterfaces(); err != nil {
@@ -190,7 +190,7 @@ func (c *Capture) open(ctx context.Context) (err error) {
 }
 
 // attachTraced attaches the programs of tracepoints, and if nested is set the second program of each, for events that
-// interrupt the first (TRACEPOINT in transport.h): after it, because the kernel runs them in this order.
+// interrupt the first (TRACE in transport.h): after it, because the kernel runs those of a tracepoint in this order.
 func (c *Capture) attachTraced(nested bool) error {
 	failed, worked := map[string]error{}, map[string]bool{}
 	for _, p := range traced {
@@ -208,7 +208,7 @@ func (c *Capture) attachTraced(nested bool) error {
 		if !nested {
 			continue
 		}
-		if _, err := c.attachTracepoint(p.name+"_again", p.hook); err != nil {
+		if _, err := c.attachTracepoint(p.name+again, p.hook); err != nil {
 			c.log.Warn("events of a hook that interrupt its program are missed", "hook", p.hook.String(), "error", err)
 		}
 	}
@@ -235,15 +235,15 @@ func (c *Capture) attachTracepoint(name string, hook event.Hook) (*ebpf.Program,
 }
 
 // attachTransmit chooses where the sockets of sent segments are sampled.
-func (c *Capture) attachTransmit() error {
+func (c *Capture) attachTransmit(nested bool) error {
 	if !wantsTransmit(c.cfg) || c.cfg.Sockets.Transmit == TransmitEgress {
 		return nil
 	}
-	prog, ln, err := c.obj.loadTransmit(c.cfg.Verbose)
+	prog, links, err := c.obj.loadTransmit(nested, c.cfg.Verbose)
 	switch {
 	case err == nil:
 		c.obj.transmits = true
-		c.links = append(c.links, ln)
+		c.links = append(c.links, links...)
 		c.programs = append(c.programs, loaded{transmit, prog})
 	case c.cfg.Sockets.Transmit == TransmitFentry:
 		return hint(fmt.Errorf("capture.sockets.transmit: %w", err), "set it to auto: the egress programs then take these samples")

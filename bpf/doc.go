@@ -15,8 +15,8 @@
 // ring record for each packet with the default wake-up costs 330 to 490 ns instead of the 30.
 //
 // Each CPU has four slots: a hook that interrupts another one takes the next. An event that
-// finds all of them busy is counted and told as Lost, like a batch that finds the ring full. Tracepoints have
-// a second program each for those that interrupt the first.
+// finds all of them busy is counted and told as Lost, like a batch that finds the ring full. Each tracing
+// hook has a second program for what interrupts the first.
 //
 // # Time and order
 //
@@ -41,9 +41,9 @@
 // tcp_probe does not fire for segments that the kernel merged in a socket's backlog and those
 // outside of ESTABLISHED, and shows the state before the segment is processed. The identity
 // TcpInSegs = tcp_probe + TcpExtTCPBacklogCoalesce + outside ESTABLISHED holds (TestLoadOnAllCPUs).
-// The kernel does not run a tracing program while the same one runs on that CPU. A tracepoint that interrupts its program
-// is told by a second one (TRACEPOINT in c/transport.h). What interrupts both, or the one at
-// fentry/__tcp_transmit_skb, is Missed, counted for the host (in the records of CPU 0) and not for a CPU.
+// The kernel does not run a tracing program while the same one runs on that CPU. What interrupts it is told by a second
+// one (TRACE in c/transport.h). What interrupts both is Missed, counted for the host (in the records of CPU 0) and not
+// for a CPU.
 //
 // A packet that passes several captured devices, such as a bridge and its port, is a Segment at
 // each. A sample at tc egress is taken only if the sender's socket lives in the namespace of the

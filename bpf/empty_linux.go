@@ -41,7 +41,7 @@ func (c *Capture) openEmpty() (err error) {
 	if err := c.attachTraced(false); err != nil {
 		return err
 	}
-	if err := c.attachTransmit(); err != nil {
+	if err := c.attachTransmit(false); err != nil {
 		return err
 	}
 	if err := c.attachInterfaces(); err != nil {

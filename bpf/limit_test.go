@@ -320,7 +320,9 @@ func TestSocketsOfABusyCPUAreLimitedOnOthers(t *testing.T) {
 		})
 		r.identity(t, a)
 		whole(t, r, a)
-		require.NotZero(t, requireLimited(t, a))
+		if requireLimited(t, a) == 0 {
+			continue // the machine was so slow that the CPU was not busy
+		}
 		var last uint64 // segment on the busy CPU
 		segments, samples, later, laterSamples := 0, 0, 0, 0
 		for _, h := range bySocket(r)[cookie] {
@@ -347,7 +349,7 @@ func TestSocketsOfABusyCPUAreLimitedOnOthers(t *testing.T) {
 		require.Less(t, samples, few/4, "of %d segments on the other CPU", segments) // its rate, a change, the end
 		return
 	}
-	t.Fatal("in five attempts the socket was not on the other CPU in time")
+	t.Fatal("in five attempts the socket was not limited, or not on the other CPU in time")
 }
 
 // What a filter leaves out makes no CPU busy: others' traffic does not limit the samples of what is wanted.

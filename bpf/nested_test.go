@@ -3,6 +3,9 @@
 package bpf
 
 import (
+	"io"
+	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -110,6 +113,60 @@ func TestTracepointsTellWhileTheyRun(t *testing.T) {
 		}
 	})
 	r.identity(t, a)
+}
+
+// The second program may not run before the first, for which it would take itself to be interrupting: with both, nothing is
+// told twice, even where the first seems to run already.
+func TestTheFirstProgramRunsFirst(t *testing.T) {
+	for _, way := range []Transmit{TransmitFentry, TransmitEgress} {
+		t.Run(string(way), func(t *testing.T) {
+			requireTransmit(t, way)
+			l := lab(t, netlab.Options{})
+			cfg := in(l.A)
+			cfg.Sockets.Transmit = way
+			fired := fire(t, l, l.A, event.HookTCPProbe, event.HookSetState, event.HookDestroySock)
+			const rounds = 60
+			r, a := during(t, cfg, func(c *Capture) {
+				running := inside(t, c)
+				pretend := func() {
+					for _, cpu := range running {
+						for h := range cpu {
+							cpu[h] = 1
+						}
+					}
+				}
+				pretend()
+				ln, err := l.B.Listen(t.Context(), netip.AddrPortFrom(l.B.IPv4, 0))
+				require.NoError(t, err)
+				defer func() { _ = ln.Close() }()
+				conn, err := l.A.Dial(t.Context(), ln.Addr().(*net.TCPAddr).AddrPort(), "")
+				require.NoError(t, err)
+				peer, err := ln.AcceptTCP()
+				require.NoError(t, err)
+				b := make([]byte, 100)
+				for range rounds {
+					pretend()
+					_, err := conn.Write(b)
+					require.NoError(t, err)
+					_, err = io.ReadFull(peer, b)
+					require.NoError(t, err)
+					pretend()
+					_, err = peer.Write(b)
+					require.NoError(t, err)
+					_, err = io.ReadFull(conn, b)
+					require.NoError(t, err)
+				}
+				pretend()
+				require.NoError(t, conn.Close())
+				require.NoError(t, peer.Close())
+				require.NoError(t, l.A.Quiet(bounded(t)))
+			})
+			r.identity(t, a)
+			fired.told(t, r, a)
+			require.GreaterOrEqual(t, r.stored[event.HookTransmit], uint64(rounds))
+			require.LessOrEqual(t, r.stored[event.HookTransmit], r.stored[event.HookTCEgress])
+		})
+	}
 }
 
 func TestMissedIsWhatNoProgramTold(t *testing.T) {

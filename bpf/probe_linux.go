@@ -161,9 +161,9 @@ func probeTransmit(cfg Config, o *object, egress Feature) Feature {
 	f := Feature{Group: groupSockets, Name: event.HookTransmit.String(), Enabled: wantsTransmit(cfg)}
 	why := errors.New("capture.sockets.transmit is egress")
 	if o != nil && cfg.Sockets.Transmit != TransmitEgress {
-		_, ln, err := o.loadTransmit(false)
-		if err == nil {
-			err = ln.Close()
+		_, links, err := o.loadTransmit(false, false)
+		for _, ln := range links {
+			err = errors.Join(err, ln.Close())
 		}
 		if err == nil {
 			f.Usable, f.Through = true, "fentry/"+transmitFunction

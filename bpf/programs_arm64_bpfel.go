@@ -146,6 +146,7 @@ const (
 	programsProgTcpSendReset             = "tcp_send_reset"
 	programsProgTcpSendResetAgain        = "tcp_send_reset_again"
 	programsProgTcpTransmit              = "tcp_transmit"
+	programsProgTcpTransmitAgain         = "tcp_transmit_again"
 	programsProgXdpIngress               = "xdp_ingress"
 	programsVarCfgAboveStep              = "cfg_above_step"
 	programsVarCfgCa                     = "cfg_ca"
@@ -253,6 +254,7 @@ type programsProgramSpecs struct {
 	TcpSendReset             *ebpf.ProgramSpec `ebpf:"tcp_send_reset"`
 	TcpSendResetAgain        *ebpf.ProgramSpec `ebpf:"tcp_send_reset_again"`
 	TcpTransmit              *ebpf.ProgramSpec `ebpf:"tcp_transmit"`
+	TcpTransmitAgain         *ebpf.ProgramSpec `ebpf:"tcp_transmit_again"`
 	XdpIngress               *ebpf.ProgramSpec `ebpf:"xdp_ingress"`
 }
 
@@ -422,6 +424,7 @@ type programsPrograms struct {
 	TcpSendReset             *ebpf.Program `ebpf:"tcp_send_reset"`
 	TcpSendResetAgain        *ebpf.Program `ebpf:"tcp_send_reset_again"`
 	TcpTransmit              *ebpf.Program `ebpf:"tcp_transmit"`
+	TcpTransmitAgain         *ebpf.Program `ebpf:"tcp_transmit_again"`
 	XdpIngress               *ebpf.Program `ebpf:"xdp_ingress"`
 }
 
@@ -458,6 +461,7 @@ func (p *programsPrograms) Close() error {
 		p.TcpSendReset,
 		p.TcpSendResetAgain,
 		p.TcpTransmit,
+		p.TcpTransmitAgain,
 		p.XdpIngress,
 	)
 }

@@ -80,20 +80,35 @@ const transmitFunction = "__tcp_transmit_skb"
 // constants is the map that holds the programs' constants.
 const constants = ".rodata"
 
-// loadTransmit loads the program transmit and attaches it, unless the kernel does not run it at every segment.
-func (o *object) loadTransmit(verbose bool) (*ebpf.Program, link.Link, error) {
-	prog, err := o.load(transmit.name, verbose)
-	if err != nil {
-		return nil, nil, err
+// again is added to a program's name for the one that tells of what interrupts it (TRACE in transport.h).
+const again = "_again"
+
+// loadTransmit loads the program transmit and attaches it, unless the kernel does not run it at every segment; if nested is set the
+// second one before it, because the kernel runs what was attached to a function last first.
+func (o *object) loadTransmit(nested, verbose bool) (prog *ebpf.Program, links []link.Link, err error) {
+	names := []string{transmit.name}
+	if nested {
+		names = []string{transmit.name + again, transmit.name}
 	}
 	if err := undivided(transmitFunction); err != nil {
 		return nil, nil, err
 	}
-	ln, err := link.AttachTracing(link.TracingOptions{Program: prog})
-	if err != nil {
-		return nil, nil, explain("attach fentry/"+transmitFunction, err, verbose)
+	for _, name := range names {
+		var ln link.Link
+		if prog, err = o.load(name, verbose); err == nil {
+			if ln, err = link.AttachTracing(link.TracingOptions{Program: prog}); err != nil {
+				err = explain("attach fentry/"+transmitFunction, err, verbose)
+			}
+		}
+		if err != nil {
+			for _, ln := range links {
+				_ = ln.Close()
+			}
+			return nil, nil, err
+		}
+		links = append(links, ln)
 	}
-	return prog, ln, nil
+	return prog, links, nil
 }
 
 // undivided fails if the compiler made variants of a function of the kernel, which the callers that they

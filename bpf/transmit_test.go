@@ -70,8 +70,8 @@ func TestEachSentSegmentIsSampled(t *testing.T) {
 				whole(t, r, a)
 				require.Equal(t, "stop", stop(r.raw))
 				require.Zero(t, a.Total[event.HookTCEgress].Missed)
-				// The kernel does not run a tracing program inside itself: a softirq in the middle of one loses its samples,
-				// and they are counted. Egress has no such bar.
+				// The kernel does not run a tracing program inside itself; what interrupts the second one, too, is counted.
+				// Egress has no such bar.
 				unsampled := unpaired(t, r, way)
 				require.LessOrEqual(t, unsampled, a.Total[event.HookTransmit].Missed)
 				t.Logf("%d samples, %d missed, here %d", r.stored[event.HookTransmit], a.Total[event.HookTransmit].Missed, unsampled)

@@ -57,7 +57,7 @@ static __always_inline int done(struct slot *s, struct tcb_incident *r)
 	return 0;
 }
 
-TRACEPOINT(inet_sock_set_state, TCB_HOOK_SET_STATE)
+TRACE("tp_btf/inet_sock_set_state", inet_sock_set_state, TCB_HOOK_SET_STATE)
 {
 	struct sock *sk = (struct sock *)bpf_skc_to_tcp_sock((void *)ctx[0]);
 	int old = (int)ctx[1], new = (int)ctx[2];
@@ -104,7 +104,7 @@ TRACEPOINT(inet_sock_set_state, TCB_HOOK_SET_STATE)
 	return done(s, r);
 }
 
-TRACEPOINT(tcp_retransmit_skb, TCB_HOOK_RETRANSMIT_SKB)
+TRACE("tp_btf/tcp_retransmit_skb", tcp_retransmit_skb, TCB_HOOK_RETRANSMIT_SKB)
 {
 	struct sock *sk = (struct sock *)bpf_skc_to_tcp_sock((void *)ctx[0]);
 	struct tcb_incident *r;
@@ -130,7 +130,7 @@ TRACEPOINT(tcp_retransmit_skb, TCB_HOOK_RETRANSMIT_SKB)
 	return done(s, r);
 }
 
-TRACEPOINT(tcp_receive_reset, TCB_HOOK_RECEIVE_RESET)
+TRACE("tp_btf/tcp_receive_reset", tcp_receive_reset, TCB_HOOK_RECEIVE_RESET)
 {
 	struct sock *sk = (struct sock *)bpf_skc_to_tcp_sock((void *)ctx[0]);
 	struct tcb_incident *r;
@@ -145,7 +145,7 @@ TRACEPOINT(tcp_receive_reset, TCB_HOOK_RECEIVE_RESET)
 	return done(s, r);
 }
 
-TRACEPOINT(tcp_cong_state_set, TCB_HOOK_CONG_STATE_SET)
+TRACE("tp_btf/tcp_cong_state_set", tcp_cong_state_set, TCB_HOOK_CONG_STATE_SET)
 {
 	struct sock *sk = (struct sock *)bpf_skc_to_tcp_sock((void *)ctx[0]);
 	struct tcb_incident *r;
@@ -162,7 +162,7 @@ TRACEPOINT(tcp_cong_state_set, TCB_HOOK_CONG_STATE_SET)
 	return done(s, r);
 }
 
-TRACEPOINT(tcp_rcv_space_adjust, TCB_HOOK_RCV_SPACE_ADJUST)
+TRACE("tp_btf/tcp_rcv_space_adjust", tcp_rcv_space_adjust, TCB_HOOK_RCV_SPACE_ADJUST)
 {
 	struct sock *sk = (struct sock *)bpf_skc_to_tcp_sock((void *)ctx[0]);
 	struct tcb_incident *r;
@@ -209,7 +209,7 @@ static __always_inline struct tcb_incident *bare_incident(struct slot **slot, __
 	return r;
 }
 
-TRACEPOINT(tcp_retransmit_synack, TCB_HOOK_RETRANSMIT_SYNACK)
+TRACE("tp_btf/tcp_retransmit_synack", tcp_retransmit_synack, TCB_HOOK_RETRANSMIT_SYNACK)
 {
 	struct sock *listener = (struct sock *)ctx[0];
 	struct request_sock *req = (struct request_sock *)ctx[1];
@@ -382,7 +382,7 @@ static __always_inline int bare_unwanted(struct tcb_incident *r)
  * A reset goes out: with a full socket where there is one, else in answer to
  * the segment in skb. skb, too, may be missing (the application aborts).
  */
-TRACEPOINT(tcp_send_reset, TCB_HOOK_SEND_RESET)
+TRACE("tp_btf/tcp_send_reset", tcp_send_reset, TCB_HOOK_SEND_RESET)
 {
 	void *any = (void *)ctx[0];
 	struct tcb_incident *r;
@@ -417,7 +417,7 @@ TRACEPOINT(tcp_send_reset, TCB_HOOK_SEND_RESET)
 	return done(s, r);
 }
 
-TRACEPOINT(tcp_bad_csum, TCB_HOOK_BAD_CSUM)
+TRACE("tp_btf/tcp_bad_csum", tcp_bad_csum, TCB_HOOK_BAD_CSUM)
 {
 	struct tcb_incident *r;
 	struct headers h = {};
@@ -437,7 +437,7 @@ TRACEPOINT(tcp_bad_csum, TCB_HOOK_BAD_CSUM)
 	return done(s, r);
 }
 
-TRACEPOINT(kfree_skb, TCB_HOOK_KFREE_SKB)
+TRACE("tp_btf/kfree_skb", kfree_skb, TCB_HOOK_KFREE_SKB)
 {
 	struct sk_buff *skb = (struct sk_buff *)ctx[0];
 	struct tcb_incident *r;

@@ -649,7 +649,7 @@ filtered:
 	return 0;
 }
 
-TRACEPOINT(tcp_probe, TCB_HOOK_TCP_PROBE)
+TRACE("tp_btf/tcp_probe", tcp_probe, TCB_HOOK_TCP_PROBE)
 {
 	return sample_at(TCB_HOOK_TCP_PROBE, TCB_DIR_IN, (struct sock *)ctx[0], (struct sk_buff *)ctx[1], 0);
 }
@@ -659,13 +659,12 @@ TRACEPOINT(tcp_probe, TCB_HOOK_TCP_PROBE)
  * once for each, whatever happens to it below TCP. Where a kernel does not run
  * this program the egress programs take these samples.
  */
-SEC("fentry/__tcp_transmit_skb")
-int tcp_transmit(__u64 *ctx)
+TRACE("fentry/__tcp_transmit_skb", tcp_transmit, TCB_HOOK_TRANSMIT)
 {
 	return sample_at(TCB_HOOK_TRANSMIT, TCB_DIR_OUT, (struct sock *)ctx[0], (struct sk_buff *)ctx[1], (__u32)ctx[4]);
 }
 
-TRACEPOINT(tcp_destroy_sock, TCB_HOOK_DESTROY_SOCK)
+TRACE("tp_btf/tcp_destroy_sock", tcp_destroy_sock, TCB_HOOK_DESTROY_SOCK)
 {
 	return sample_at(TCB_HOOK_DESTROY_SOCK, TCB_DIR_NONE, (struct sock *)ctx[0], NULL, 0);
 }

@@ -7,7 +7,7 @@
  * Each CPU has LEVELS slots. A hook that interrupts another one, or runs while
  * a preempted task is inside one, finds the first slot busy and gathers in the
  * next. Only when all are busy is an event counted in over and lost. A
- * tracepoint that interrupts its own program is told by a second one: TRACEPOINT.
+ * hook that interrupts its own program is told by a second one: see TRACE.
  */
 #ifndef TCBEE_TRANSPORT_H
 #define TCBEE_TRANSPORT_H
@@ -47,7 +47,7 @@ struct slot {
 	__u64 last;  /* time of the last one */
 	__u64 due;   /* first slot of a CPU: see crowded() */
 	__u64 net;   /* first slot of a CPU: see in_netns() */
-	__u8 inside[TCB_HOOKS]; /* first slot of a CPU: see TRACEPOINT */
+	__u8 inside[TCB_HOOKS]; /* first slot of a CPU: see TRACE */
 	struct tally tally[TCB_HOOKS];
 	struct apart apart[TCB_HOOKS];
 	__u64 sent[TCB_HOOKS]; /* made when data was last emptied */
@@ -191,15 +191,15 @@ static __always_inline int left_out(__u32 hook)
 }
 
 /*
- * Begins what is done at a tracepoint. The kernel does not run its program
- * while the same one runs on that CPU, and counts that (recursion_misses): a
- * segment that is received while a task is inside would be lost. So there are
- * two, which the kernel runs in the order in which they were attached; the
- * second has nothing to do unless the first is being interrupted.
+ * Begins what is done at a tracepoint or function. The kernel does not run a
+ * program while the same one runs on that CPU, and counts that
+ * (recursion_misses): a segment that is received while a task is inside would
+ * be lost. So there are two. The first is attached such that it runs first;
+ * the second has nothing to do unless the first is being interrupted.
  */
-#define TRACEPOINT(name, hook)                                                                                         \
+#define TRACE(section, name, hook)                                                                                     \
 	static __always_inline int name##_event(__u64 *ctx);                                                           \
-	SEC("tp_btf/" #name)                                                                                           \
+	SEC(section)                                                                                                   \
 	int name(__u64 *ctx)                                                                                           \
 	{                                                                                                              \
 		struct slot *first = enter(hook);                                                                      \
@@ -207,7 +207,7 @@ static __always_inline int left_out(__u32 hook)
 		name##_event(ctx);                                                                                     \
 		return leave(first, hook);                                                                             \
 	}                                                                                                              \
-	SEC("tp_btf/" #name)                                                                                           \
+	SEC(section)                                                                                                   \
 	int name##_again(__u64 *ctx)                                                                                   \
 	{                                                                                                              \
 		return left_out(hook) ? name##_event(ctx) : 0;                                                         \
