@@ -54,6 +54,36 @@ func in(n *netlab.Namespace) Config {
 	return cfg
 }
 
+// connect opens a connection to an address of another namespace; both ends are closed at the test's end.
+func connect(t *testing.T, from, to *netlab.Namespace, addr netip.Addr, congestion string) (conn, peer *net.TCPConn) {
+	t.Helper()
+	ln, err := to.Listen(t.Context(), netip.AddrPortFrom(addr, 0))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, ln.Close()) }()
+	conn, err = from.Dial(t.Context(), ln.Addr().(*net.TCPAddr).AddrPort(), congestion)
+	if errors.Is(err, unix.ENOENT) {
+		t.Skipf("this kernel has no %s", congestion)
+	}
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() }) // the test may have done so
+	peer, err = ln.AcceptTCP()
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = peer.Close() })
+	return conn, peer
+}
+
+// busyConnection moves a megabyte each way over a connection of two namespaces, and waits until it is quiet.
+func busyConnection(t *testing.T, l *netlab.Lab, ipv6 bool, congestion string) *net.TCPConn {
+	t.Helper()
+	conn, peer := connect(t, l.A, l.B, l.B.Addr(ipv6), congestion)
+	go func() { _, _ = io.Copy(peer, io.LimitReader(peer, 1<<20)) }()
+	go func() { _, _ = conn.Write(make([]byte, 1<<20)) }()
+	_, err := io.ReadFull(conn, make([]byte, 1<<20))
+	require.NoError(t, err)
+	atRest(t, conn)
+	return conn
+}
+
 // recorded is all that a capture gave.
 type recorded struct {
 	raw    []byte
@@ -379,25 +409,7 @@ func TestSampleIsTCPInfo(t *testing.T) {
 		for _, ipv6 := range []bool{false, true} {
 			t.Run(cc+map[bool]string{false: "/ipv4", true: "/ipv6"}[ipv6], func(t *testing.T) {
 				l := lab(t, netlab.Options{LossToB: netlab.Loss{Nth: []uint64{20}}})
-				ln, err := l.B.Listen(t.Context(), netip.AddrPortFrom(l.B.Addr(ipv6), 0))
-				require.NoError(t, err)
-				defer func() { _ = ln.Close() }()
-				conn, err := l.A.Dial(t.Context(), ln.Addr().(*net.TCPAddr).AddrPort(), cc)
-				if errors.Is(err, unix.ENOENT) {
-					t.Skipf("this kernel has no %s", cc)
-				}
-				require.NoError(t, err)
-				defer func() { _ = conn.Close() }()
-				peer, err := ln.AcceptTCP()
-				require.NoError(t, err)
-				defer func() { _ = peer.Close() }()
-				go func() {
-					_, _ = io.Copy(peer, io.LimitReader(peer, 1<<20))
-				}()
-				go func() { _, _ = conn.Write(make([]byte, 1<<20)) }()
-				_, err = io.ReadFull(conn, make([]byte, 1<<20))
-				require.NoError(t, err)
-				atRest(t, conn)
+				conn := busyConnection(t, l, ipv6, cc)
 
 				cookie, err := netlab.SocketCookie(conn)
 				require.NoError(t, err)

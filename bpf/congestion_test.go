@@ -6,10 +6,7 @@ package bpf
 
 import (
 	"encoding/binary"
-	"errors"
-	"io"
 	"net"
-	"net/netip"
 	"syscall"
 	"testing"
 	"unsafe"
@@ -65,33 +62,10 @@ func sampleOf(t *testing.T, l *netlab.Lab, conn *net.TCPConn, look func()) *even
 	return nil
 }
 
-// busyConnection moves a megabyte each way over a connection that loses one segment, and waits until it is quiet.
-func busyConnection(t *testing.T, l *netlab.Lab, cc string) *net.TCPConn {
-	t.Helper()
-	ln, err := l.B.Listen(t.Context(), netip.AddrPortFrom(l.B.IPv4, 0))
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = ln.Close() })
-	conn, err := l.A.Dial(t.Context(), ln.Addr().(*net.TCPAddr).AddrPort(), cc)
-	if errors.Is(err, unix.ENOENT) {
-		t.Skipf("this kernel has no %s", cc)
-	}
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = conn.Close() })
-	peer, err := ln.AcceptTCP()
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = peer.Close() })
-	go func() { _, _ = io.Copy(peer, io.LimitReader(peer, 1<<20)) }()
-	go func() { _, _ = conn.Write(make([]byte, 1<<20)) }()
-	_, err = io.ReadFull(conn, make([]byte, 1<<20))
-	require.NoError(t, err)
-	atRest(t, conn)
-	return conn
-}
-
 // The private state of BBR is what the kernel tells by TCP_CC_INFO.
 func TestBBRStateIsTCPCCInfo(t *testing.T) {
 	l := lab(t, netlab.Options{LossToB: netlab.Loss{Nth: []uint64{20}}})
-	conn := busyConnection(t, l, "bbr")
+	conn := busyConnection(t, l, false, "bbr")
 	var told []bbrInfo
 	s := sampleOf(t, l, conn, func() { told = append(told, readBBRInfo(t, conn)) })
 	require.Equal(t, told[0], told[1], "the connection was not quiet")
@@ -110,7 +84,7 @@ func TestBBRStateIsTCPCCInfo(t *testing.T) {
 func TestCUBICState(t *testing.T) {
 	for attempt := 1; ; attempt++ {
 		l := lab(t, netlab.Options{NoOffload: true, LossToB: netlab.Loss{Nth: []uint64{40}}})
-		s := sampleOf(t, l, busyConnection(t, l, "cubic"), func() {})
+		s := sampleOf(t, l, busyConnection(t, l, false, "cubic"), func() {})
 		c, ok := s.CUBIC()
 		require.True(t, ok)
 		require.NotZero(t, s.TotalRetrans)
@@ -135,7 +109,7 @@ func TestCUBICState(t *testing.T) {
 // Without a private state that is known none is told.
 func TestRenoHasNoPrivateState(t *testing.T) {
 	l := lab(t, netlab.Options{})
-	s := sampleOf(t, l, busyConnection(t, l, "reno"), func() {})
+	s := sampleOf(t, l, busyConnection(t, l, false, "reno"), func() {})
 	require.Zero(t, s.Present&(event.HasCAPriv|event.HasCAMore))
 }
 

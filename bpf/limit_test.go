@@ -8,8 +8,6 @@ import (
 	"cmp"
 	"errors"
 	"io"
-	"net"
-	"net/netip"
 	"runtime"
 	"slices"
 	"testing"
@@ -282,14 +280,9 @@ func TestSocketsOfABusyCPUAreLimitedOnOthers(t *testing.T) {
 	for range 5 {
 		var cookie uint64
 		r, a := during(t, cfg, func(*Capture) {
-			ln, err := l.B.Listen(t.Context(), netip.AddrPortFrom(l.B.IPv4, 0))
-			require.NoError(t, err)
-			defer func() { _ = ln.Close() }()
-			conn, err := l.A.Dial(t.Context(), ln.Addr().(*net.TCPAddr).AddrPort(), "")
-			require.NoError(t, err)
+			conn, peer := connect(t, l.A, l.B, l.B.IPv4, "")
+			var err error
 			cookie, err = netlab.SocketCookie(conn)
-			require.NoError(t, err)
-			peer, err := ln.AcceptTCP()
 			require.NoError(t, err)
 			done := make(chan error, 2)
 			go func() {

@@ -410,15 +410,8 @@ func TestTaggedFramesFromADevice(t *testing.T) {
 // exchangeOver moves a few bytes over a connection to an address of another namespace.
 func exchangeOver(t *testing.T, from, to *netlab.Namespace, ip string) {
 	t.Helper()
-	ln, err := to.Listen(t.Context(), netip.AddrPortFrom(netip.MustParseAddr(ip), 0))
-	require.NoError(t, err)
-	defer func() { _ = ln.Close() }()
-	port := netip.MustParseAddrPort(ln.Addr().String()).Port()
-	conn, err := from.Dial(t.Context(), netip.AddrPortFrom(netip.MustParseAddr(ip), port), "")
-	require.NoError(t, err)
-	peer, err := ln.AcceptTCP()
-	require.NoError(t, err)
-	_, err = conn.Write([]byte("question"))
+	conn, peer := connect(t, from, to, netip.MustParseAddr(ip), "")
+	_, err := conn.Write([]byte("question"))
 	require.NoError(t, err)
 	buf := make([]byte, 8)
 	_, err = peer.Read(buf)

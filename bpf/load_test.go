@@ -125,14 +125,9 @@ func TestFlowThatMovesBetweenCPUs(t *testing.T) {
 	l := lab(t, netlab.Options{})
 	var cookie uint64
 	r, a := during(t, in(l.A), func(*Capture) {
-		ln, err := l.B.Listen(t.Context(), netip.AddrPortFrom(l.B.IPv4, 0))
-		require.NoError(t, err)
-		defer func() { _ = ln.Close() }()
-		conn, err := l.A.Dial(t.Context(), ln.Addr().(*net.TCPAddr).AddrPort(), "")
-		require.NoError(t, err)
+		conn, peer := connect(t, l.A, l.B, l.B.IPv4, "")
+		var err error
 		cookie, err = netlab.SocketCookie(conn)
-		require.NoError(t, err)
-		peer, err := ln.AcceptTCP()
 		require.NoError(t, err)
 		done := make(chan struct{})
 		go func() {

@@ -4,8 +4,6 @@ package bpf
 
 import (
 	"io"
-	"net"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -136,13 +134,7 @@ func TestTheFirstProgramRunsFirst(t *testing.T) {
 					}
 				}
 				pretend()
-				ln, err := l.B.Listen(t.Context(), netip.AddrPortFrom(l.B.IPv4, 0))
-				require.NoError(t, err)
-				defer func() { _ = ln.Close() }()
-				conn, err := l.A.Dial(t.Context(), ln.Addr().(*net.TCPAddr).AddrPort(), "")
-				require.NoError(t, err)
-				peer, err := ln.AcceptTCP()
-				require.NoError(t, err)
+				conn, peer := connect(t, l.A, l.B, l.B.IPv4, "")
 				b := make([]byte, 100)
 				for range rounds {
 					pretend()
