@@ -15,8 +15,7 @@
 // ring record for each packet with the default wake-up costs 330 to 490 ns instead of the 30.
 //
 // Each CPU has four slots: a hook that interrupts another one takes the next. An event that
-// finds all of them busy is counted and told as Lost, like a batch that finds the ring full. Each tracing
-// hook has a second program for what interrupts the first.
+// finds all of them busy is counted and told as Lost, like a batch that finds the ring full.
 //
 // # Time and order
 //
