@@ -46,6 +46,7 @@ type Capture struct {
 	control  []byte // struct control, shared with the kernel
 	programs []loaded
 	links    []link.Link
+	spare    *spare // nil: there is none
 	ifaces   *interfaces
 	event    int // eventfd that ends a wait
 	clock    clockWatch
@@ -87,10 +88,11 @@ type Capture struct {
 	poll      []unix.PollFd
 }
 
-// loaded is a program in the kernel.
+// loaded is a program in the kernel, and where it is attached if that is one place.
 type loaded struct {
 	program
 	prog *ebpf.Program
+	at   link.Link
 }
 
 // Open loads and attaches what cfg asks for; from then on records gather, and Next returns
@@ -197,19 +199,26 @@ func (c *Capture) attachTraced(nested bool) error {
 		if !p.wants(c.cfg) {
 			continue
 		}
-		prog, err := c.attachTracepoint(p.name, p.hook)
+		prog, at, err := c.attachTracepoint(p.name, p.hook)
 		if err != nil {
 			failed[p.group] = err
 			c.log.Warn("hook left out", "hook", p.hook.String(), "missing", p.lacks, "error", err)
 			continue
 		}
 		worked[p.group] = true
-		c.programs = append(c.programs, loaded{p, prog})
+		c.links = append(c.links, at)
+		c.programs = append(c.programs, loaded{p, prog, at})
 		if !nested {
 			continue
 		}
-		if _, err := c.attachTracepoint(p.name+again, p.hook); err != nil {
+		second, at, err := c.attachTracepoint(p.name+again, p.hook)
+		switch {
+		case err != nil:
 			c.log.Warn("events of a hook that interrupt its program are missed", "hook", p.hook.String(), "error", err)
+		case p.hook == event.HookTCPProbe && c.cfg.Sockets.Samples == SamplesLimited:
+			c.spare = newSpare(second, at, c.untoldProbes, c.log)
+		default:
+			c.links = append(c.links, at)
 		}
 	}
 	for group, err := range failed {
@@ -221,17 +230,16 @@ func (c *Capture) attachTraced(nested bool) error {
 }
 
 // attachTracepoint loads a program by name and attaches it to its tracepoint.
-func (c *Capture) attachTracepoint(name string, hook event.Hook) (*ebpf.Program, error) {
+func (c *Capture) attachTracepoint(name string, hook event.Hook) (*ebpf.Program, link.Link, error) {
 	prog, err := c.obj.load(name, c.cfg.Verbose)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	ln, err := link.AttachTracing(link.TracingOptions{Program: prog})
+	at, err := link.AttachTracing(link.TracingOptions{Program: prog})
 	if err != nil {
-		return nil, explain("attach tp_btf/"+hook.String(), err, c.cfg.Verbose)
+		return nil, nil, explain("attach tp_btf/"+hook.String(), err, c.cfg.Verbose)
 	}
-	c.links = append(c.links, ln)
-	return prog, nil
+	return prog, at, nil
 }
 
 // attachTransmit chooses where the sockets of sent segments are sampled.
@@ -244,7 +252,7 @@ func (c *Capture) attachTransmit(nested bool) error {
 	case err == nil:
 		c.obj.transmits = true
 		c.links = append(c.links, links...)
-		c.programs = append(c.programs, loaded{transmit, prog})
+		c.programs = append(c.programs, loaded{transmit, prog, nil})
 	case c.cfg.Sockets.Transmit == TransmitFentry:
 		return hint(fmt.Errorf("capture.sockets.transmit: %w", err), "set it to auto: the egress programs then take these samples")
 	default:
@@ -279,7 +287,7 @@ func (c *Capture) attachInterfaces() error {
 			return fmt.Errorf("capture.packets: %w", err)
 		}
 		*p.dst = prog
-		c.programs = append(c.programs, loaded{program{name: p.name, group: groupPackets, hook: p.hook}, prog})
+		c.programs = append(c.programs, loaded{program{name: p.name, group: groupPackets, hook: p.hook}, prog, nil})
 	}
 	if err := haveTCX(i.out); err != nil || c.cfg.noTCX {
 		i.classic = true
@@ -431,6 +439,9 @@ func (c *Capture) turn(now uint64) error {
 	c.side = c.side[:0]
 	c.mu.Unlock()
 	c.next = c.slots.overs(c.next, now)
+	if c.spare != nil {
+		c.spare.look(now, c.slots.limited())
+	}
 	if now-c.accounted >= accountEvery {
 		c.accounted = now
 		c.next = c.appendAccounting(c.next, now, false)
@@ -528,11 +539,10 @@ func (c *Capture) finish() error {
 
 // appendAccounting appends the counters of the CPUs on which they changed, or all that ever did.
 func (c *Capture) appendAccounting(dst []byte, now uint64, last bool) []byte {
-	missed := c.missed()
 	for cpu := range c.account {
 		counters := c.slots.counters(cpu)
 		if cpu == 0 {
-			addMissed(&counters, missed)
+			c.addUntold(&counters)
 			counters[event.HookInventory].Seen += c.inventory.told.Load()
 		}
 		if counters == c.account[cpu] && (!last || counters == [event.Hooks]event.Counters{}) {
@@ -546,31 +556,47 @@ func (c *Capture) appendAccounting(dst []byte, now uint64, last bool) []byte {
 	return dst
 }
 
-func addMissed(c *[event.Hooks]event.Counters, missed [event.Hooks]uint64) {
+// addUntold adds the events that no program told of, which the kernel does not count for each CPU.
+func (c *Capture) addUntold(counters *[event.Hooks]event.Counters) (leftOut uint64) {
+	missed, leftOut := c.untold(c.unran(), c.slots.again())
 	for h, n := range missed {
-		c[h].Seen += n
-		c[h].Missed += n
+		counters[h].Seen += n
+		counters[h].Missed += n
 	}
+	counters[event.HookTCPProbe].Seen += leftOut
+	counters[event.HookTCPProbe].Filtered += leftOut
+	return leftOut
 }
 
-// missed is how many events of each hook no program told of.
-func (c *Capture) missed() (n [event.Hooks]uint64) {
+// unran is how often the kernel did not run a program of each hook, because it was running already.
+func (c *Capture) unran() (n [event.Hooks]uint64) {
 	for _, p := range c.programs {
 		if s, err := p.prog.Stats(); err == nil {
 			n[p.hook] += s.RecursionMisses
 		}
 	}
-	return c.untold(n, c.slots.again())
+	return n
 }
 
-// untold takes from how often the kernel did not run a hook's program, because it was running already, how often the
-// second one ran instead. That is read later, so that an event under way is rather missed later than too much, and
+// untold takes from that how often the second program ran instead: no program told of the rest, which is missed, or left out
+// by the limit (see spare). That number is read later, so that an event under way is rather missed later than too much, and
 // what was missed once remains so.
-func (c *Capture) untold(left, again [event.Hooks]uint64) (n [event.Hooks]uint64) {
-	for h := range n {
-		n[h] = raise(&c.missing[h], left[h]-min(left[h], again[h]))
+func (c *Capture) untold(unran, again [event.Hooks]uint64) (missed [event.Hooks]uint64, leftOut uint64) {
+	for h, n := range unran {
+		n -= min(n, again[h])
+		if event.Hook(h) == event.HookTCPProbe && c.spare != nil {
+			leftOut = c.spare.leftOut(n)
+			n -= min(n, leftOut)
+		}
+		missed[h] = raise(&c.missing[h], n)
 	}
-	return n
+	return missed, leftOut
+}
+
+// untoldProbes is how many segments no program of tcp_probe told of.
+func (c *Capture) untoldProbes() uint64 {
+	unran, again := c.unran()[event.HookTCPProbe], c.slots.again()[event.HookTCPProbe]
+	return unran - min(unran, again)
 }
 
 // raise makes a at least n and returns it.
@@ -597,7 +623,7 @@ func (c *Capture) Accounting() Accounting {
 	for cpu := range c.obj.cpus {
 		counters := c.slots.counters(cpu)
 		if cpu == 0 {
-			addMissed(&counters, c.missed())
+			a.Limited += c.addUntold(&counters)
 			counters[event.HookInventory].Seen += c.inventory.told.Load()
 		}
 		a.CPUs = append(a.CPUs, counters)
@@ -622,6 +648,9 @@ func (c *Capture) Stop() {
 			if err := ln.Close(); err != nil {
 				c.log.Warn("detach", "error", err)
 			}
+		}
+		if c.spare != nil {
+			c.spare.close()
 		}
 		c.stopInventory()
 		c.stopped.Store(true)

@@ -59,7 +59,7 @@ func (c *Capture) startInventory() error {
 		close(c.inventory.done)
 		return nil
 	}
-	c.programs = append(c.programs, loaded{p, prog})
+	c.programs = append(c.programs, loaded{p, prog, nil})
 	ctx, cancel := context.WithCancel(context.Background())
 	c.inventory.cancel = cancel
 	c.inventory.wait.Go(func() {

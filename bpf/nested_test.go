@@ -4,13 +4,13 @@ package bpf
 
 import (
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
 
-	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -46,16 +46,12 @@ func TestTracepointsThatInterruptTheirProgramAreTold(t *testing.T) {
 	var fired firings
 	var again [event.Hooks]uint64
 	r, a := during(t, in(l.A), func(c *Capture) {
-		// Each tracepoint's first program is attached before its second.
-		var rest []link.Link
-		for i, ln := range c.links {
-			if first := i < 2*len(traced) && i%2 == 0; first {
-				require.NoError(t, ln.Close())
-			} else {
-				rest = append(rest, ln)
+		for _, p := range c.programs {
+			if i := slices.Index(c.links, p.at); p.at != nil && i >= 0 {
+				require.NoError(t, p.at.Close())
+				c.links = slices.Delete(c.links, i, i+1)
 			}
 		}
-		c.links = rest
 		traffic()
 		quiet := c.Accounting()
 		for _, h := range hooks {
@@ -173,6 +169,93 @@ func TestMissedIsWhatNoProgramTold(t *testing.T) {
 	} {
 		var left, again, want [event.Hooks]uint64
 		left[h], again[h], want[h] = tt.left, tt.again, tt.want
-		require.Equal(t, want, c.untold(left, again), "%+v", tt)
+		missed, leftOut := c.untold(left, again)
+		require.Equal(t, want, missed, "%+v", tt)
+		require.Zero(t, leftOut)
 	}
+}
+
+// While the limit leaves samples out, tcp_probe has one program; its second one comes back when the limit has rested.
+func TestTheSpareIsThereUnlessSamplesAreLimited(t *testing.T) {
+	l := lab(t, netlab.Options{})
+	cfg := in(l.A)
+	cfg.Sockets.Samples, cfg.Sockets.LimitAbove = SamplesLimited, 0 // always
+	conn, peer := connect(t, l.A, l.B, l.B.IPv4, "")
+	exchange := func(rounds int) {
+		b := make([]byte, 100)
+		for range rounds {
+			_, err := conn.Write(b)
+			require.NoError(t, err)
+			_, err = io.ReadFull(peer, b)
+			require.NoError(t, err)
+			_, err = peer.Write(b)
+			require.NoError(t, err)
+			_, err = io.ReadFull(conn, b)
+			require.NoError(t, err)
+		}
+	}
+	r, a := during(t, cfg, func(c *Capture) {
+		attached := func() bool {
+			c.spare.move.Lock()
+			defer c.spare.move.Unlock()
+			return c.spare.at != nil
+		}
+		running := inside(t, c)
+		// The second program tells what seems to interrupt the first, which must be done for it.
+		pretend := func() (told uint64) {
+			before := c.slots.again()[event.HookTCPProbe]
+			for _, cpu := range running {
+				cpu[event.HookTCPProbe] = 1
+			}
+			exchange(1)
+			return c.slots.again()[event.HookTCPProbe] - before
+		}
+		require.True(t, attached())
+		first := c.programs[slices.IndexFunc(c.programs, func(p loaded) bool { return p.hook == event.HookTCPProbe })]
+		for range 2 {
+			for try := 0; attached(); try++ {
+				require.Less(t, try, 1000, "it stays attached")
+				exchange(10 * cfg.Sockets.Burst)
+			}
+			require.Zero(t, pretend())
+			require.Eventually(t, attached, 20*time.Second, 10*time.Millisecond, "it does not come back")
+		}
+		i := slices.Index(c.links, first.at)
+		require.NoError(t, first.at.Close())
+		c.links = slices.Delete(c.links, i, i+1)
+		require.NotZero(t, pretend(), "it does not work")
+		require.NoError(t, conn.Close())
+		require.NoError(t, peer.Close())
+		require.NoError(t, l.A.Quiet(bounded(t)))
+	})
+	r.identity(t, a)
+	require.NotZero(t, a.Limited)
+	require.Zero(t, a.Total[event.HookTCPProbe].Missed)
+}
+
+// What no program tells of while there is one is left out by the limit; all else is missed.
+func TestSpareTellsApartWhatIsMissed(t *testing.T) {
+	const h = event.HookTCPProbe
+	s := &spare{}
+	c := &Capture{spare: s}
+	expect := func(untold, missed, leftOut uint64) {
+		t.Helper()
+		var unran, again [event.Hooks]uint64
+		unran[h], again[h] = untold+5, 5
+		gotMissed, gotLeftOut := c.untold(unran, again)
+		require.Equal(t, missed, gotMissed[h], "missed of %d", untold)
+		require.Equal(t, leftOut, gotLeftOut, "left out of %d", untold)
+	}
+	expect(2, 2, 0)
+	s.begin(3) // one more, while it was still attached
+	expect(3, 3, 0)
+	expect(10, 3, 7)
+	expect(9, 3, 7) // read before
+	s.end(12)
+	expect(12, 3, 9)
+	expect(14, 5, 9)
+	s.begin(14)
+	expect(20, 5, 15)
+	s.end(20)
+	expect(21, 6, 15)
 }

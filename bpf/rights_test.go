@@ -83,6 +83,13 @@ func asRightsChild(t *testing.T) bool {
 		return true
 	}
 	require.NoError(t, err)
+	if c.spare != nil { // which comes and goes as long as the capture lasts
+		c.spare.move.Lock()
+		c.spare.detach()
+		c.spare.attach()
+		require.NotNil(t, c.spare.at, "without its rights the recorder cannot attach the spare again")
+		c.spare.move.Unlock()
+	}
 	fmt.Printf("dropped %s\n", strings.Join(left, ","))
 	_, _ = io.Copy(io.Discard, os.Stdin) // until the parent has seen enough
 	c.Stop()
