@@ -37,7 +37,8 @@ type Config struct {
 	// RingBytes is the size of the ring between kernel and reader: a power of two, 0: 32 MiB
 	// for each CPU, at least 64 and at most 256 MiB.
 	RingBytes int `mapstructure:"ring_bytes"`
-	// FlushAge is how long a record may stay in a slot of a quiet CPU.
+	// FlushAge is how long a record may stay in a slot of a quiet CPU, and how often the reader has its turn. The command record, where nobody
+	// waits for a record, takes 500 ms unless it is set.
 	FlushAge time.Duration `mapstructure:"flush_age"`
 	// Verbose puts the verifier's log into the error of a program that does not load.
 	Verbose bool `mapstructure:"verbose"`

@@ -42,7 +42,7 @@
 // TcpInSegs = tcp_probe + TcpExtTCPBacklogCoalesce + outside ESTABLISHED holds (TestLoadOnAllCPUs).
 // The kernel does not run a tracing program while the same one runs on that CPU. What interrupts it is told by a second
 // one (TRACE in c/transport.h). What interrupts both is Missed, counted for the host (in the records of CPU 0) and not
-// for a CPU.
+// for a CPU. While samples are limited tcp_probe has one program, and what interrupts it counts as left out by the limit.
 //
 // A packet that passes several captured devices, such as a bridge and its port, is a Segment at
 // each. A sample at tc egress is taken only if the sender's socket lives in the namespace of the

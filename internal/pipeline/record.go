@@ -13,9 +13,9 @@ import (
 	"github.com/tcbee/tcbee-export/spool/block"
 )
 
-// A block is sealed when it is full or when its first event is as old as maxBlockAge, so that
-// a recorder that is killed loses at most that and what the kernel had gathered: together well
-// under a second.
+// A block is sealed when it is full, or at the tick by which its first event is as old as maxBlockAge, so that
+// a recorder that is killed loses at most that or what the kernel had gathered between two ticks, whichever is more; on a host
+// where nothing happens ticks come once a second.
 const (
 	maxBlockEvents = 32 << 10
 	maxBlockRaw    = 8 << 20
@@ -35,8 +35,7 @@ func Encode(ctx context.Context, src Source, put func(sealed []byte) error) erro
 		buf = b.Seal(buf[:0])
 		return put(buf)
 	}
-	var ahead int64      // of the wall clock over the monotonic one
-	var oldest time.Time // when the block's first record was added
+	var ahead int64 // of the wall clock over the monotonic one
 	for {
 		batch, err := src.Next(ctx)
 		switch {
@@ -55,18 +54,28 @@ func Encode(ctx context.Context, src Source, put func(sealed []byte) error) erro
 			}
 		}
 		if len(batch) > 0 {
-			if b.Events() == 0 {
-				oldest = time.Now()
-			}
 			b.Add(batch)
 		}
 		full := b.Events() >= maxBlockEvents || b.Raw() >= maxBlockRaw
-		if full || b.Events() > 0 && time.Since(oldest) >= maxBlockAge || ends(batch) {
+		if full || ticks(batch) && b.Last()-b.First() >= uint64(maxBlockAge) || ends(batch) {
 			if err := seal(); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// ticks says whether there is a tick among the records of user space, which have batches of their own.
+func ticks(batch []byte) bool {
+	if len(batch) == 0 || event.At(batch).Kind < event.KindTick {
+		return false
+	}
+	for h := range event.All(batch) {
+		if h.Kind == event.KindTick {
+			return true
+		}
+	}
+	return false
 }
 
 // ends says whether the batch is the session's first or last anchor: blocks do not cross sessions, and
