@@ -259,3 +259,11 @@ func TestSpareTellsApartWhatIsMissed(t *testing.T) {
 	s.end(20)
 	expect(21, 6, 15)
 }
+
+func TestWhatWasLeftOutWithoutTheSpareIsSeenAndFiltered(t *testing.T) {
+	c := &Capture{spare: &spare{out: 7}, slots: &slots{}}
+	var counters [event.Hooks]event.Counters
+	require.EqualValues(t, 7, c.addUntold(&counters))
+	want := [event.Hooks]event.Counters{event.HookTCPProbe: {Seen: 7, Filtered: 7}}
+	require.Equal(t, want, counters)
+}

@@ -138,9 +138,7 @@ func (a *app) capture(ctx context.Context, c *captureFlags, metrics bool) (err e
 		}
 		a.log.Info("the spool is a temporary one and is removed at the end; --spool DIR keeps it", "dir", cfg.Spool.Dir)
 	}
-	if !metrics && a.origins.Of("capture.flush_age").Layer == config.LayerDefault {
-		cfg.Capture.FlushAge = recordFlushAge
-	}
+	cfg.Capture.FlushAge = a.flushAge(metrics)
 	if err := removeReady(c.ready); err != nil {
 		return err
 	}
@@ -204,6 +202,14 @@ func (a *app) capture(ctx context.Context, c *captureFlags, metrics bool) (err e
 	return errors.Join(err, damageError(result.Damaged))
 }
 
+// flushAge is how long a record may stay in the kernel: what was set, or else what suits the command.
+func (a *app) flushAge(metrics bool) time.Duration {
+	if !metrics && a.origins.Of("capture.flush_age").Layer == config.LayerDefault {
+		return recordFlushAge
+	}
+	return a.cfg.Capture.FlushAge
+}
+
 // captured is what a capture tells at its end.
 type captured struct {
 	pipeline.Result
@@ -217,8 +223,8 @@ func (a *app) printResult(r captured, sockets bpf.Sockets) error {
 	}
 	printHooks(a, r.Hooks)
 	if r.Limited > 0 {
-		fmt.Fprintf(a.stderr, "%s samples among the filtered were left out: on a CPU with more than %s segments a second (capture.sockets.limit_above)\n"+
-			"a socket is sampled up to %s times a second, and when its congestion state changes; --samples every takes all\n",
+		fmt.Fprintf(a.stderr, "%s samples among the filtered were left out: on a CPU with more than %s segments a second (capture.sockets.limit_above),\n"+
+			"and for a quarter of a second after it on any other, a socket is sampled up to %s times a second, and when its congestion state changes; --samples every takes all\n",
 			count(r.Limited), count(uint64(sockets.LimitAbove)), count(uint64(sockets.Rate)))
 	}
 	if r.Unstored > 0 {
