@@ -27,6 +27,9 @@ const (
 	tickMargin = 50_000 // ns
 	// tickIdle is the longest time between Ticks.
 	tickIdle = 1_000_000_000 // ns
+	// minTurn and a quarter of the ring, whichever is more, are what comes between two Ticks at most while the reader keeps up:
+	// who puts events in order has to hold them until then.
+	minTurn = 1 << 20
 	// accountEvery is how often changed counters are recorded.
 	accountEvery = 1_000_000_000 // ns
 )
@@ -348,7 +351,7 @@ func (c *Capture) Next(ctx context.Context) ([]byte, error) {
 			continue
 		}
 		now := monotonic()
-		if !c.marked && now-c.round >= uint64(c.cfg.FlushAge) {
+		if !c.marked && (now-c.round >= uint64(c.cfg.FlushAge) || c.ring.end()-c.mark >= max(minTurn, (c.ring.mask+1)/4)) {
 			if err := c.turn(now); err != nil {
 				return nil, err
 			}
