@@ -18,6 +18,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/stretchr/testify/require"
 
@@ -228,4 +229,38 @@ func TestNextEndsWithItsContext(t *testing.T) {
 	require.NoError(t, c.Close())
 	_, err = c.Next(t.Context())
 	require.ErrorContains(t, err, "closed")
+}
+
+// Who puts events in order holds them until a Tick: a busy capture makes one for each quarter of the ring, however long a turn may last.
+func TestTicksComeByVolumeToo(t *testing.T) {
+	requireBPF(t)
+	cfg := benchConfig()
+	cfg.FlushAge, cfg.RingBytes = maxFlushAge, 4*minTurn
+	c, err := Open(bounded(t), cfg, quiet())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, c.Close()) }()
+	g, err := NewGenerator(c, 16)
+	require.NoError(t, err)
+	defer g.Close()
+	// More than a quarter of the ring, of which all but what a slot still gathers lies in it.
+	const rounds, packets = 10, 2 * minTurn / int(unsafe.Sizeof(event.Segment{}))
+	const most = len(programsSlot{}.Data) / 64
+	var segments, ticks int
+	for round := range rounds {
+		_, err := g.cost(packets)
+		require.NoError(t, err)
+		for segments < (round+1)*packets-most {
+			b, err := c.Next(bounded(t))
+			require.NoError(t, err)
+			for h := range event.All(b) {
+				switch h.Kind {
+				case event.KindSegment:
+					segments++
+				case event.KindTick:
+					ticks++
+				}
+			}
+		}
+	}
+	require.GreaterOrEqual(t, ticks, rounds-1)
 }

@@ -83,6 +83,7 @@ func asRightsChild(t *testing.T) bool {
 		return true
 	}
 	require.NoError(t, err)
+	require.Equal(t, task.Config.Sockets.Samples == SamplesLimited, c.spare != nil)
 	if c.spare != nil { // which comes and goes as long as the capture lasts
 		c.spare.move.Lock()
 		c.spare.detach()
