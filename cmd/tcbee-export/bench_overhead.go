@@ -30,7 +30,8 @@ more than the ratio of the medians. The network, the processes and the spools ar
 		Example: `  sudo tcbee-export bench overhead
   sudo tcbee-export bench overhead --flows 1,64 --requests 0 --iperf3 --duration 10s
   sudo tcbee-export bench overhead --groups packets --json
-  sudo tcbee-export bench overhead --side both --flows 0 --requests 16 --check`,
+  sudo tcbee-export bench overhead --side both --flows 0 --requests 16 --check
+  sudo tcbee-export bench overhead --side both --flows 16 --requests 0 --no-offload --check`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.load(cmd.Flags()); err != nil {
@@ -75,6 +76,7 @@ more than the ratio of the medians. The network, the processes and the spools ar
 	f.StringVar(&o.Congestion, "congestion", "", "congestion control of the senders (default: the host's)")
 	f.BoolVar(&o.IPerf, "iperf3", false, "make the bulk loads with iperf3")
 	f.BoolVar(&o.Check, "check", false, "hold what the packet hooks have seen against the interface's counters, nstat's, and a counting program beside them")
+	f.BoolVar(&o.NoOffload, "no-offload", false, "no segmentation offload: each segment crosses the hooks by itself, so that bulk loads make many more events")
 	f.StringVar(&o.Dir, "dir", "", "`DIR` in which the spools are made, on the disk that matters (default: the one for temporary files)")
 	_ = cmd.MarkFlagDirname("dir")
 	complete(cmd, "groups", "packets", "sockets", "events")

@@ -160,7 +160,8 @@ func (a *app) capture(ctx context.Context, c *captureFlags, metrics bool) (err e
 	}
 	defer func() { err = errors.Join(err, spoolError(cfg.Spool.Dir, w.Close())) }()
 
-	sched := newSchedule(a.log)
+	sched := newSchedule(cfg.Capture.FlushAge, a.log)
+	sched.start()
 	capture, err := bpf.Open(ctx, cfg.Capture, a.log)
 	if err != nil {
 		return captureError(err)
@@ -183,7 +184,7 @@ func (a *app) capture(ctx context.Context, c *captureFlags, metrics bool) (err e
 	if err := errors.Join(writeReady(c.ready), a.notifyReady()); err != nil {
 		return err
 	}
-	defer a.dropRights(ctx, capture, append(spoolRights(cfg.Spool.Dir), sched.rights()...))()
+	defer a.dropRights(ctx, capture, append(spoolRights(cfg.Spool.Dir), sched.rights()...), sched.started)()
 	a.log.Info("capturing", "interfaces", strings.Join(cfg.Capture.Interfaces, ","), "spool", cfg.Spool.Dir)
 
 	work := context.WithoutCancel(ctx)

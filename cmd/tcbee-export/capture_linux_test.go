@@ -186,7 +186,9 @@ func TestSessionTakesPrecedenceWhileEventsWait(t *testing.T) {
 		require.NoError(t, r.cmd.Wait(), r.errs.String())
 		t.Skip("sessions have no groups here (noautogroup)")
 	}
-	require.Equal(t, "0", nice())
+	// It has it while it starts too, and gives it up.
+	require.Equal(t, strconv.Itoa(urgentNice), nice())
+	require.Eventually(t, func() bool { return nice() == "0" }, patience, 50*time.Millisecond, "it keeps precedence")
 	for deadline := time.Now().Add(patience); nice() != strconv.Itoa(urgentNice); {
 		require.True(t, time.Now().Before(deadline), "it takes no precedence")
 		require.NoError(t, r.cmd.Process.Signal(syscall.SIGSTOP)) // the ring fills up
@@ -202,6 +204,34 @@ func TestSessionTakesPrecedenceWhileEventsWait(t *testing.T) {
 	now, err := os.ReadFile(autogroup)
 	require.NoError(t, err)
 	require.Equal(t, string(own), string(now))
+}
+
+// From when its hooks are attached until it reads them, which takes seconds where many threads want the CPUs, the ring would fill up.
+func TestRecorderTakesPrecedenceWhileItStarts(t *testing.T) {
+	needsCapture(t)
+	dir := t.TempDir()
+	ready, spool := filepath.Join(dir, "ready"), filepath.Join(dir, "spool")
+	cmd := command(t, "record", "--interface", "lo", "--set", "capture.netns=own", "--ready-file", ready, "--spool", spool)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	require.NoError(t, cmd.Start())
+	niceness := func() int {
+		nice, err := unix.Getpriority(unix.PRIO_PROCESS, cmd.Process.Pid)
+		require.NoError(t, err)
+		return 20 - nice // as the system call has it
+	}
+	own, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
+	require.NoError(t, err)
+	rushed := false
+	require.Eventually(t, func() bool {
+		rushed = rushed || niceness() == urgentNice
+		_, err := os.Stat(ready)
+		return err == nil
+	}, patience, time.Millisecond, "the recorder does not get ready")
+	require.True(t, rushed, "it waited for its turn with hooks attached")
+	require.Eventually(t, func() bool { return niceness() == 20-own }, patience, 5*time.Millisecond, "it keeps precedence")
+	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
+	require.NoError(t, cmd.Wait(), errs.String())
 }
 
 func TestRunWithoutSpoolLeavesNothingBehind(t *testing.T) {

@@ -15,10 +15,11 @@ import (
 )
 
 // dropRights gives up what the process may do beyond going on with the capture, as soon as its start is complete; keep
-// are capabilities that it needs all the same. The function that it returns waits for that, or for ctx.
-func (a *app) dropRights(ctx context.Context, capture *bpf.Capture, keep []uint) (wait func()) {
+// are capabilities that it needs all the same, and then is called after that. The function that it returns waits for it, or for ctx.
+func (a *app) dropRights(ctx context.Context, capture *bpf.Capture, keep []uint, then func()) (wait func()) {
 	var w sync.WaitGroup
 	w.Go(func() {
+		defer then()
 		left, err := capture.DropRights(ctx, keep...)
 		switch {
 		case ctx.Err() != nil:

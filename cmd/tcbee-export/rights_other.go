@@ -11,6 +11,6 @@ import (
 )
 
 // dropRights does nothing on this system, which has no capture.
-func (*app) dropRights(context.Context, *bpf.Capture, []uint) (wait func()) { return func() {} }
+func (*app) dropRights(context.Context, *bpf.Capture, []uint, func()) (wait func()) { return func() {} }
 
 func spoolRights(string) []uint { return nil }

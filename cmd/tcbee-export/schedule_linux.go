@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime/metrics"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,7 +35,10 @@ type schedule struct {
 	allowed bool         // by RLIMIT_NICE, to take precedence
 	reader  atomic.Int64 // thread that may yield, 0: none
 	behind  atomic.Bool  // the process takes precedence
+	starts  atomic.Bool  // it does because it starts
 	rushed  atomic.Bool  // it did, and the reader yields no more
+
+	renicing sync.Mutex // held while the niceness changes
 
 	// Of the watch alone.
 	yields    int       // thread that does
@@ -43,6 +47,7 @@ type schedule struct {
 	pause     time.Duration
 	gcPercent int // as the process began
 	session   session
+	period    time.Duration // for which the reader is looked at
 	usage     func(thread int) (usage, error)
 	used      usage     // of the reader,
 	looked    time.Time // when it was looked at
@@ -51,10 +56,10 @@ type schedule struct {
 }
 
 // newSchedule has the process work in batches, and sees to it that it may take precedence later, without
-// the right to.
-func newSchedule(log *slog.Logger) *schedule {
+// the right to. turn is the time between two turns of the reader.
+func newSchedule(turn time.Duration, log *slog.Logger) *schedule {
 	s := &schedule{
-		log: log, pause: minPause, session: findSession(), usage: usageOf,
+		log: log, period: periodOf(turn), pause: minPause, session: findSession(), usage: usageOf,
 		heap: []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}, // see heapBytes
 	}
 	if attr, err := unix.SchedGetAttr(0, 0); err == nil {
@@ -111,15 +116,11 @@ func policy(thread int, policy uint32) error {
 // hurry is for Capture.OnBacklog, which the reader calls.
 func (s *schedule) hurry(behind bool) {
 	s.behind.Store(behind)
-	nice := s.nice
-	if behind {
-		nice = min(nice, urgentNice)
-		if thread := s.reader.Load(); thread != 0 {
-			_ = policy(int(thread), unix.SCHED_BATCH) // the watch tries too, and tells
-			s.rushed.Store(true)
-		}
+	if thread := s.reader.Load(); behind && thread != 0 {
+		_ = policy(int(thread), unix.SCHED_BATCH) // the watch tries too, and tells
+		s.rushed.Store(true)
 	}
-	err := eachThread(func(thread int) error { return unix.Setpriority(unix.PRIO_PROCESS, thread, nice) })
+	nice, err := s.renice()
 	switch {
 	case err != nil && behind:
 		s.log.Warn("the recorder falls behind and may not take precedence (CAP_SYS_NICE, or LimitNICE= of a systemd unit)", "error", err)
@@ -128,6 +129,39 @@ func (s *schedule) hurry(behind bool) {
 	default:
 		s.log.Debug("the recorder has caught up", "nice", nice)
 	}
+}
+
+// start has the process take precedence until started, and the reader not yield. What is attached records already, and until rights are
+// given up, which each thread of the process has to do while no goroutine runs, nobody may read: on a host with many busy threads
+// that has taken 2.9 s, and the ring was full.
+//
+// It must be called before Capture.Watch, whose quiet ends the session's precedence.
+func (s *schedule) start() {
+	s.starts.Store(true)
+	s.session.late = time.Now()
+	_ = s.session.set(min(s.session.was, urgentNice)) // late tells
+	if _, err := s.renice(); err != nil {
+		s.log.Debug("the recorder may not take precedence while it starts", "error", err)
+	}
+}
+
+// started ends it. Any goroutine may call it.
+func (s *schedule) started() {
+	s.starts.Store(false)
+	if _, err := s.renice(); err != nil {
+		s.log.Debug("the recorder keeps precedence", "error", err)
+	}
+}
+
+// renice gives all threads the niceness that the process needs now. The reader may have to wait here for whoever else does so, the watch never.
+func (s *schedule) renice() (nice int, err error) {
+	s.renicing.Lock()
+	defer s.renicing.Unlock()
+	nice = s.nice
+	if s.behind.Load() || s.starts.Load() {
+		nice = min(nice, urgentNice)
+	}
+	return nice, eachThread(func(thread int) error { return unix.Setpriority(unix.PRIO_PROCESS, thread, nice) })
 }
 
 // eachThread calls f for all threads of the process, those too that start meanwhile.

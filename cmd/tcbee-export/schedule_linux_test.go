@@ -43,10 +43,20 @@ func TestRecorderBehindTakesPrecedence(t *testing.T) {
 			return err
 		}))
 	}
-	s := newSchedule(slog.New(slog.DiscardHandler))
+	s := newSchedule(0, slog.New(slog.DiscardHandler))
 	all(unix.SCHED_BATCH, int(own.Nice))
 	s.hurry(true)
 	all(unix.SCHED_BATCH, urgentNice)
+	s.hurry(false)
+	all(unix.SCHED_BATCH, int(own.Nice))
+	s.start()
+	all(unix.SCHED_BATCH, urgentNice)
+	s.hurry(true)
+	s.hurry(false)
+	all(unix.SCHED_BATCH, urgentNice) // it still starts
+	s.hurry(true)
+	s.started()
+	all(unix.SCHED_BATCH, urgentNice) // it is still behind
 	s.hurry(false)
 	all(unix.SCHED_BATCH, int(own.Nice))
 }

@@ -6,6 +6,7 @@ package main
 
 import (
 	"log/slog"
+	"time"
 
 	"github.com/tcbee/tcbee-export/internal/pipeline"
 )
@@ -13,11 +14,15 @@ import (
 // schedule is nothing on this system, which has no capture.
 type schedule struct{}
 
-func newSchedule(*slog.Logger) *schedule { return nil }
+func newSchedule(time.Duration, *slog.Logger) *schedule { return nil }
 
 func (*schedule) rights() []uint { return nil }
 
 func (*schedule) hurry(bool) {}
+
+func (*schedule) start() {}
+
+func (*schedule) started() {}
 
 func (*schedule) late() {}
 

@@ -20,15 +20,24 @@ import (
 // Whether it helps that the reader yields is told by how long it is ready and waits for a CPU, for each second that it has one. Where
 // it hardly waits there is a CPU for everybody; a reader that yields is then only in the way of those that wake up, because
 // they take a CPU that it has for a free one. Where it waits very long, it would starve. Seen on two CPUs with one connection, of bulk or of
-// requests: 0.04 to 0.5, and 1.2 to 1.9 while it yields; with 64 of bulk: 0.4 to 1, and 2.3 to 9; with 16 of requests: 5.
+// requests: 0.04 to 0.5, and 1.2 to 1.9 while it yields; with 64 of bulk: 0.4 to 1, and 2.3 to 9; with 16 of requests: 5.7 to 9.5.
 const (
 	crowded  = 0.5 // from here on it yields,
 	hopeless = 3   // and from here on not
 	free     = 2   // below this it stops to yield
 
-	period = 500 * time.Millisecond // for which this is looked at
-	little = 2 * time.Millisecond   // of a CPU in that time: too little to matter
+	little = 2 * time.Millisecond // of a CPU while it is looked at: too little to matter
 )
+
+// How long it is looked at each time: for some turns of the reader, because a single one says little (of 16 connections of requests one
+// in fifty has less than hopeless).
+const (
+	someTurns = 4
+	minPeriod = 500 * time.Millisecond
+)
+
+// periodOf is how long that is, given the time between two turns.
+func periodOf(turn time.Duration) time.Duration { return max(minPeriod, someTurns*turn) }
 
 // A reader that had to be given its share of the CPUs after all yields again after minPause, and each time later, up to maxPause, if
 // that goes wrong within goodWhile.
@@ -96,7 +105,7 @@ func (s *schedule) quiet() {
 	waits, known := s.waiting(now)
 	switch {
 	case s.yields == 0:
-		if known && waits >= crowded && waits < hopeless && !now.Before(s.again) {
+		if known && waits >= crowded && waits < hopeless && !now.Before(s.again) && !s.starts.Load() {
 			s.log.Debug("the reader yields the CPU", "waits", waits)
 			s.yield(now)
 		}
@@ -121,7 +130,7 @@ func (s *schedule) quiet() {
 // passed yet, or the kernel does not tell.
 func (s *schedule) waiting(now time.Time) (ratio float64, known bool) {
 	reader := int(s.reader.Load())
-	if reader == 0 || now.Sub(s.looked) < period {
+	if reader == 0 || now.Sub(s.looked) < s.period {
 		return 0, false
 	}
 	u, err := s.usage(reader)

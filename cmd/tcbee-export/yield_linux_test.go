@@ -37,7 +37,7 @@ func TestReaderYieldsAsLongAsItCan(t *testing.T) {
 		debug.SetGCPercent(p)
 		return p
 	}
-	s := newSchedule(slog.New(slog.DiscardHandler))
+	s := newSchedule(0, slog.New(slog.DiscardHandler))
 	defer func() {
 		require.NoError(t, eachThread(func(thread int) error { return policy(thread, unix.SCHED_NORMAL) }))
 		require.NoError(t, eachThread(func(thread int) error { return os.WriteFile(slackFile(thread), []byte("0"), 0) }))
@@ -46,7 +46,7 @@ func TestReaderYieldsAsLongAsItCan(t *testing.T) {
 	s.usage = func(int) (usage, error) { return used, nil }
 	// after lets a period pass in which the reader had so much of a CPU, and waited for it.
 	after := func(on, waited time.Duration) {
-		s.used, s.looked = used, time.Now().Add(-period)
+		s.used, s.looked = used, time.Now().Add(-s.period)
 		used.on += on
 		used.waited += waited
 		s.quiet()
@@ -82,6 +82,10 @@ func TestReaderYieldsAsLongAsItCan(t *testing.T) {
 	is(unix.SCHED_BATCH) // it would starve
 	after(time.Millisecond, time.Millisecond)
 	is(unix.SCHED_BATCH) // it does not matter
+	s.starts.Store(true)
+	crowd()
+	is(unix.SCHED_BATCH) // rights are given up, which waits for the reader
+	s.starts.Store(false)
 	crowd()
 	is(unix.SCHED_IDLE)
 	require.Equal(t, -1, collects(), "garbage is collected although that waits for the reader")
@@ -134,6 +138,30 @@ func TestReaderYieldsAsLongAsItCan(t *testing.T) {
 	require.Zero(t, s.reader.Load())
 	s.quiet()
 	require.Equal(t, 100, collects())
+}
+
+// A reader is judged by several of its turns, however long they are.
+func TestReaderIsLookedAtForSeveralTurns(t *testing.T) {
+	s := &schedule{period: periodOf(500 * time.Millisecond)}
+	require.Equal(t, minPeriod, periodOf(100*time.Millisecond))
+	s.reader.Store(1)
+	var used usage
+	s.usage = func(int) (usage, error) { return used, nil }
+	now := time.Now()
+	_, known := s.waiting(now)
+	require.False(t, known, "nothing is known of the time before")
+	// Four turns: in one it hardly waited, over all of them far too long.
+	for turn, waited := range []time.Duration{20, 100, 130, 110} {
+		used.on += 20 * time.Millisecond
+		used.waited += waited * time.Millisecond
+		at := now.Add(time.Duration(turn+1) * 500 * time.Millisecond)
+		ratio, known := s.waiting(at)
+		require.Equal(t, turn == 3, known)
+		if known {
+			require.InDelta(t, 4.5, ratio, 1e-9)
+			require.Greater(t, ratio, float64(hopeless))
+		}
+	}
 }
 
 func TestUseOfTheCPUIsTold(t *testing.T) {

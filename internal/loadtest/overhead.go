@@ -40,6 +40,7 @@ type OverheadOptions struct {
 	Congestion string        // control of the senders; "": the host's default
 	IPerf      bool          // bulk loads by iperf3
 	Check      bool          // hold the recorder's account against other counters
+	NoOffload  bool          // each segment crosses the interface by itself: no segmentation offload
 }
 
 // DefaultOverheadOptions measures five pairs of 5 s of each load: 1 and 64 bulk flows, 1 and 16
@@ -181,6 +182,7 @@ const (
 type OverheadResult struct {
 	CPUs        int          `json:"cpus"`
 	Side        string       `json:"side"`
+	NoOffload   bool         `json:"no_offload"`
 	Comparisons []Comparison `json:"comparisons"`
 	Runs        []Run        `json:"runs"`
 }

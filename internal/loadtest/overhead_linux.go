@@ -38,7 +38,7 @@ type overhead struct {
 // between two network namespaces, and tells each run when it is done. The network, the processes and
 // the spools are gone when it returns.
 func Overhead(ctx context.Context, o OverheadOptions, log *slog.Logger, each func(Run)) (_ OverheadResult, err error) {
-	res := OverheadResult{CPUs: runtime.NumCPU(), Side: "one"}
+	res := OverheadResult{CPUs: runtime.NumCPU(), Side: "one", NoOffload: o.NoOffload}
 	if o.BothEnds {
 		res.Side = "both"
 	}
@@ -53,7 +53,7 @@ func Overhead(ctx context.Context, o OverheadOptions, log *slog.Logger, each fun
 	if err := o.find(); err != nil {
 		return res, err
 	}
-	lab, err := netlab.New(ctx, netlab.Options{Direct: true})
+	lab, err := netlab.New(ctx, netlab.Options{Direct: true, NoOffload: o.NoOffload})
 	if err != nil {
 		return res, err
 	}
