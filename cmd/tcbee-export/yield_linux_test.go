@@ -151,9 +151,9 @@ func TestReaderIsLookedAtForSeveralTurns(t *testing.T) {
 	_, known := s.waiting(now)
 	require.False(t, known, "nothing is known of the time before")
 	// Four turns: in one it hardly waited, over all of them far too long.
-	for turn, waited := range []time.Duration{20, 100, 130, 110} {
+	for turn, waited := range []time.Duration{20 * time.Millisecond, 100 * time.Millisecond, 130 * time.Millisecond, 110 * time.Millisecond} {
 		used.on += 20 * time.Millisecond
-		used.waited += waited * time.Millisecond
+		used.waited += waited
 		at := now.Add(time.Duration(turn+1) * 500 * time.Millisecond)
 		ratio, known := s.waiting(at)
 		require.Equal(t, turn == 3, known)
