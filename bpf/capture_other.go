@@ -26,7 +26,7 @@ func (*Capture) Next(context.Context) ([]byte, error) { return nil, io.EOF }
 func (*Capture) OnBacklog(func(behind bool)) {}
 
 // Watch does nothing on this system.
-func (*Capture) Watch(_, _ func()) error { return nil }
+func (*Capture) Watch(func(bool), func()) error { return nil }
 
 // Stop does nothing on this system.
 func (*Capture) Stop() {}

@@ -22,10 +22,10 @@ type watcher struct {
 	ended chan struct{}
 }
 
-// Watch has late called, on a goroutine of its own, when the ring becomes a quarter full, and as long as Next does
+// Watch has late called, on a goroutine of its own, when the ring becomes a quarter full (fills is true then), and as long as Next does
 // not look into it for a quarter of a second longer than it would wait; else quiet, a few times a second. It is for a reader that lets
 // all others have the CPU first, and must be called before the first Next, once.
-func (c *Capture) Watch(late, quiet func()) error {
+func (c *Capture) Watch(late func(fills bool), quiet func()) error {
 	w := &watcher{epoll: -1, quit: -1, ended: make(chan struct{})}
 	close(w.ended) // until the goroutine runs
 	c.watcher = w
@@ -47,7 +47,7 @@ func (c *Capture) Watch(late, quiet func()) error {
 	return nil
 }
 
-func (c *Capture) watch(w *watcher, late, quiet func()) {
+func (c *Capture) watch(w *watcher, late func(fills bool), quiet func()) {
 	defer close(w.ended)
 	var events [2]unix.EpollEvent
 	var looks uint64
@@ -58,12 +58,12 @@ func (c *Capture) watch(w *watcher, late, quiet func()) {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			c.log.Warn("nobody watches whether the reader gets the CPU", "error", err)
-			late()
+			late(false)
 			return
 		case n == 0:
 			now := c.looks.Load()
 			if now == looks {
-				late()
+				late(false)
 			} else {
 				quiet()
 			}
@@ -75,7 +75,7 @@ func (c *Capture) watch(w *watcher, late, quiet func()) {
 			}
 		}
 		if c.ring.used() > c.ring.mask/4 {
-			late()
+			late(true)
 		}
 	}
 }

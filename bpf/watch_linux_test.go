@@ -17,16 +17,20 @@ func TestWatchSeesWhatTheReaderCannot(t *testing.T) {
 	c, err := Open(t.Context(), cfg, quiet())
 	require.NoError(t, err)
 	defer func() { require.NoError(t, c.Close()) }()
-	late, inTime := make(chan bool, 1), make(chan bool, 1)
-	tell := func(to chan bool) func() {
-		return func() {
-			select {
-			case to <- true:
-			default:
-			}
+	late, fills, inTime := make(chan bool, 1), make(chan bool, 1), make(chan bool, 1)
+	tell := func(to chan bool) {
+		select {
+		case to <- true:
+		default:
 		}
 	}
-	require.NoError(t, c.Watch(tell(late), tell(inTime)))
+	require.NoError(t, c.Watch(func(ringFills bool) {
+		if ringFills {
+			tell(fills)
+		} else {
+			tell(late)
+		}
+	}, func() { tell(inTime) }))
 	g, err := NewGenerator(c, 16)
 	require.NoError(t, err)
 	defer g.Close()
@@ -44,7 +48,7 @@ func TestWatchSeesWhatTheReaderCannot(t *testing.T) {
 		}
 	}
 	forget := func() {
-		for _, c := range []chan bool{late, inTime} {
+		for _, c := range []chan bool{late, fills, inTime} {
 			select {
 			case <-c:
 			default:
@@ -61,12 +65,13 @@ func TestWatchSeesWhatTheReaderCannot(t *testing.T) {
 	}
 	wait(inTime, "a reader that reads is not seen", read)
 	wait(late, "a reader that does not is not seen", func() { time.Sleep(time.Millisecond) })
+	require.Empty(t, fills, "nothing has been recorded yet")
 
 	for range 3 {
 		wait(inTime, "the reader is back and is not seen", read)
 		forget()
 		// The reader looks, but not often enough for what comes.
-		wait(late, "the ring fills up and nobody is told", func() {
+		wait(fills, "the ring fills up and nobody is told", func() {
 			c.looks.Add(1)
 			if c.ring.used() <= uint64(cfg.RingBytes)/4 {
 				_, err := g.cost(1000)

@@ -16,34 +16,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// urgentNice is the niceness of a recorder that falls behind: among a hundred busy threads it has a fifth of
-// a CPU, where its fair share would be a hundredth.
-const urgentNice = -15
+// urgentNice is the niceness of a recorder that falls behind: among a hundred busy threads it has almost half of
+// a CPU, where its fair share would be a hundredth, and it does not wait for its turn behind all of them.
+const urgentNice = -20
 
 // schedule is how the process asks for the CPUs. It works in batches (SCHED_BATCH, sched(7)): the ring holds seconds of
 // events, so they can wait until a CPU is free, and the recorder never interrupts the programs that it watches by waking up. The
 // thread that reads and encodes events goes further where others compete with it: it yields (SCHED_IDLE), and runs when nobody else wants the CPU, or hardly. A
 // thread that yields cannot see that it starves: the capture watches it (bpf.Capture.Watch), and it gets its fair share as soon as
 // events begin to wait. Where so many want the CPUs that the ring fills up all the same, the process
-// takes precedence until it has caught up. Threads of the Go runtime that start later inherit that.
+// takes precedence, and keeps it for a while: where a fair share comes too late once it does so again. Threads of the Go runtime that start
+// later inherit that.
 //
-// The watch must never wait for the reader, which may not run for seconds: they share atomic values and no lock,
+// The watch must never wait for the reader, which may not run for seconds: they share atomic values and a lock that the watch only tries,
 // and no garbage is collected while the reader yields, because that stops all goroutines and waits until they do.
+// Its own thread always has precedence, for the few microseconds that it takes a few times a second.
 type schedule struct {
 	log     *slog.Logger
 	nice    int          // as the process began
 	allowed bool         // by RLIMIT_NICE, to take precedence
 	reader  atomic.Int64 // thread that may yield, 0: none
-	behind  atomic.Bool  // the process takes precedence
-	starts  atomic.Bool  // it does because it starts
-	rushed  atomic.Bool  // it did, and the reader yields no more
+	watch   atomic.Int64 // thread of the watch, 0: not yet
+	behind  atomic.Bool  // the reader is
+	ahead   atomic.Bool  // it was, and the process keeps precedence
+	starts  atomic.Bool  // the process does
+	rushed  atomic.Bool  // the reader was behind, and yields no more
 
-	renicing sync.Mutex // held while the niceness changes
+	renicing sync.Mutex // held while the niceness, or what it depends on, changes
+	current  int        // niceness
 
 	// Of the watch alone.
 	yields    int       // thread that does
-	since     time.Time // when it began
-	again     time.Time // when the reader may do so again
+	keeps     bool      // precedence, until again
+	since     time.Time // when the process last began to do with less: the reader yields, or precedence has ended
+	again     time.Time // when it may do so again
 	pause     time.Duration
 	gcPercent int // as the process began
 	session   session
@@ -63,7 +69,7 @@ func newSchedule(turn time.Duration, log *slog.Logger) *schedule {
 		heap: []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}, // see heapBytes
 	}
 	if attr, err := unix.SchedGetAttr(0, 0); err == nil {
-		s.nice = int(attr.Nice)
+		s.nice, s.current = int(attr.Nice), int(attr.Nice)
 	}
 	if err := eachThread(batch); err != nil {
 		log.Warn("the recorder may interrupt other programs", "error", err)
@@ -113,21 +119,20 @@ func policy(thread int, policy uint32) error {
 	return unix.SchedSetAttr(thread, attr, 0)
 }
 
-// hurry is for Capture.OnBacklog, which the reader calls.
+// hurry is for Capture.OnBacklog, which the reader calls. Precedence ends later: see settle.
 func (s *schedule) hurry(behind bool) {
 	s.behind.Store(behind)
-	if thread := s.reader.Load(); behind && thread != 0 {
+	if !behind {
+		return
+	}
+	if thread := s.reader.Load(); thread != 0 {
 		_ = policy(int(thread), unix.SCHED_BATCH) // the watch tries too, and tells
 		s.rushed.Store(true)
 	}
-	nice, err := s.renice()
-	switch {
-	case err != nil && behind:
-		s.log.Warn("the recorder falls behind and may not take precedence (CAP_SYS_NICE, or LimitNICE= of a systemd unit)", "error", err)
-	case behind:
-		s.log.Debug("the recorder falls behind and takes precedence", "nice", nice)
-	default:
-		s.log.Debug("the recorder has caught up", "nice", nice)
+	s.renicing.Lock()
+	defer s.renicing.Unlock()
+	if !s.ahead.Swap(true) {
+		s.precede()
 	}
 }
 
@@ -137,9 +142,11 @@ func (s *schedule) hurry(behind bool) {
 //
 // It must be called before Capture.Watch, whose quiet ends the session's precedence.
 func (s *schedule) start() {
-	s.starts.Store(true)
 	s.session.late = time.Now()
 	_ = s.session.set(min(s.session.was, urgentNice)) // late tells
+	s.renicing.Lock()
+	defer s.renicing.Unlock()
+	s.starts.Store(true)
 	if _, err := s.renice(); err != nil {
 		s.log.Debug("the recorder may not take precedence while it starts", "error", err)
 	}
@@ -147,21 +154,43 @@ func (s *schedule) start() {
 
 // started ends it. Any goroutine may call it.
 func (s *schedule) started() {
+	s.renicing.Lock()
+	defer s.renicing.Unlock()
 	s.starts.Store(false)
 	if _, err := s.renice(); err != nil {
 		s.log.Debug("the recorder keeps precedence", "error", err)
 	}
 }
 
-// renice gives all threads the niceness that the process needs now. The reader may have to wait here for whoever else does so, the watch never.
-func (s *schedule) renice() (nice int, err error) {
-	s.renicing.Lock()
-	defer s.renicing.Unlock()
-	nice = s.nice
-	if s.behind.Load() || s.starts.Load() {
+// precede has the process take precedence, because it is behind. s.renicing must be held.
+func (s *schedule) precede() {
+	switch changed, err := s.renice(); {
+	case err != nil:
+		s.log.Warn("the recorder falls behind and may not take precedence (CAP_SYS_NICE, or LimitNICE= of a systemd unit)", "error", err)
+	case changed:
+		s.log.Debug("the recorder falls behind and takes precedence", "nice", s.current)
+	}
+}
+
+// renice gives all threads the niceness that the process needs now, and tells whether it changes. s.renicing must be held.
+func (s *schedule) renice() (changed bool, err error) {
+	nice := s.nice
+	if s.ahead.Load() || s.starts.Load() {
 		nice = min(nice, urgentNice)
 	}
-	return nice, eachThread(func(thread int) error { return unix.Setpriority(unix.PRIO_PROCESS, thread, nice) })
+	if nice == s.current {
+		return false, nil
+	}
+	err = eachThread(func(thread int) error {
+		if thread == int(s.watch.Load()) {
+			return nil
+		}
+		return unix.Setpriority(unix.PRIO_PROCESS, thread, nice)
+	})
+	if err == nil {
+		s.current = nice
+	}
+	return true, err
 }
 
 // eachThread calls f for all threads of the process, those too that start meanwhile.

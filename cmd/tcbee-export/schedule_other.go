@@ -24,7 +24,7 @@ func (*schedule) start() {}
 
 func (*schedule) started() {}
 
-func (*schedule) late() {}
+func (*schedule) late(bool) {}
 
 func (*schedule) quiet() {}
 

@@ -40,7 +40,7 @@ const (
 func periodOf(turn time.Duration) time.Duration { return max(minPeriod, someTurns*turn) }
 
 // A reader that had to be given its share of the CPUs after all yields again after minPause, and each time later, up to maxPause, if
-// that goes wrong within goodWhile.
+// that goes wrong within goodWhile. So does a process that had to take precedence give it up.
 const (
 	minPause  = 10 * time.Second
 	maxPause  = 10 * time.Minute
@@ -98,10 +98,12 @@ func (s *schedule) end() {
 
 // quiet is for Capture.Watch: all is read in time.
 func (s *schedule) quiet() {
-	if !s.behind.Load() && time.Since(s.session.late) > calm {
+	s.watches()
+	if !s.ahead.Load() && time.Since(s.session.late) > calm {
 		_ = s.session.set(s.session.was) // or the next time
 	}
 	now := time.Now()
+	s.settle(now, false)
 	waits, known := s.waiting(now)
 	switch {
 	case s.yields == 0:
@@ -158,8 +160,9 @@ func usageOf(thread int) (u usage, err error) {
 	return u, err
 }
 
-// late is for Capture.Watch: events wait because the reader yields, or for another reason.
-func (s *schedule) late() {
+// late is for Capture.Watch: events wait because the reader yields, or for another reason; or the ring fills up.
+func (s *schedule) late(fills bool) {
+	s.watches()
 	s.session.late = time.Now()
 	if err := s.session.set(min(s.session.was, urgentNice)); err != nil {
 		s.log.Debug("the recorder's session may not take precedence over others", "error", err)
@@ -169,12 +172,51 @@ func (s *schedule) late() {
 		s.back(time.Now())
 		s.log.Debug("the reader is given its share of the CPUs", "yielded", time.Since(s.since), "again_in", time.Until(s.again))
 	}
+	if fills {
+		s.settle(time.Now(), true)
+	}
+}
+
+// watches makes the calling goroutine's thread the watch's, once: it has precedence, so that it sees what happens in time.
+func (s *schedule) watches() {
+	if s.watch.Load() != 0 || !s.renicing.TryLock() {
+		return
+	}
+	defer s.renicing.Unlock()
+	runtime.LockOSThread() // until it ends
+	thread := unix.Gettid()
+	s.watch.Store(int64(thread))
+	if err := unix.Setpriority(unix.PRIO_PROCESS, thread, min(s.nice, urgentNice)); err != nil {
+		s.log.Debug("what watches the reader may have to wait for a CPU (CAP_SYS_NICE, or LimitNICE= of a systemd unit)", "error", err)
+	}
+}
+
+// settle has the process take precedence where the ring fills up, and give it up where it was kept long enough.
+func (s *schedule) settle(now time.Time, fills bool) {
+	if !s.renicing.TryLock() {
+		return // the next time
+	}
+	defer s.renicing.Unlock()
+	if fills && !s.ahead.Swap(true) {
+		s.precede()
+	}
+	switch {
+	case !s.ahead.Load():
+	case !s.keeps:
+		s.keeps = true
+		s.back(now)
+	case !fills && !s.behind.Load() && !now.Before(s.again):
+		s.ahead.Store(false)
+		s.keeps, s.since = false, now
+		_, err := s.renice()
+		s.log.Debug("the recorder has kept up and gives up precedence", "nice", s.current, "error", err)
+	}
 }
 
 // yield has the reader yield, if there is one.
 func (s *schedule) yield(now time.Time) {
 	reader := int(s.reader.Load())
-	if reader == 0 || s.behind.Load() {
+	if reader == 0 || s.ahead.Load() {
 		return
 	}
 	s.gcPercent = debug.SetGCPercent(-1) // waits for a collection that is under way
@@ -186,7 +228,7 @@ func (s *schedule) yield(now time.Time) {
 	if err != nil {
 		s.log.Debug("the reader does not yield the CPU", "error", err)
 	}
-	if err != nil || s.behind.Load() || s.reader.Load() == 0 { // meanwhile
+	if err != nil || s.ahead.Load() || s.reader.Load() == 0 { // meanwhile
 		s.share()
 		s.back(now)
 	}
@@ -201,8 +243,11 @@ func (s *schedule) share() {
 	debug.SetGCPercent(s.gcPercent)
 }
 
-// back says that it went wrong, and when it may be tried again.
+// back says that it went wrong to do with less, and when it may be tried again, if that is not known yet.
 func (s *schedule) back(now time.Time) {
+	if now.Before(s.again) {
+		return
+	}
 	if now.Sub(s.since) > goodWhile {
 		s.pause = minPause
 	}

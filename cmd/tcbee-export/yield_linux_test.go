@@ -97,7 +97,7 @@ func TestReaderYieldsAsLongAsItCan(t *testing.T) {
 	crowd()
 	is(unix.SCHED_IDLE)
 
-	s.late()
+	s.late(false)
 	is(unix.SCHED_BATCH)
 	require.Equal(t, 100, collects())
 	crowd()
@@ -117,6 +117,10 @@ func TestReaderYieldsAsLongAsItCan(t *testing.T) {
 	crowd()
 	is(unix.SCHED_BATCH) // the process takes precedence
 	s.hurry(false)
+	s.again = time.Now().Add(time.Minute)
+	crowd()
+	is(unix.SCHED_BATCH) // and keeps it
+	s.again = time.Time{}
 	crowd()
 	is(unix.SCHED_IDLE)
 
