@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -647,13 +648,14 @@ func (c *Capture) Stop() {
 		if c.ifaces != nil {
 			c.ifaces.close()
 		}
-		for _, ln := range c.links {
+		// A second program without the first would tell what it did not miss.
+		if c.spare != nil {
+			c.spare.close()
+		}
+		for _, ln := range slices.Backward(c.links) {
 			if err := ln.Close(); err != nil {
 				c.log.Warn("detach", "error", err)
 			}
-		}
-		if c.spare != nil {
-			c.spare.close()
 		}
 		c.stopInventory()
 		c.stopped.Store(true)

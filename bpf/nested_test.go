@@ -4,7 +4,9 @@ package bpf
 
 import (
 	"io"
+	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -18,15 +20,21 @@ import (
 	"github.com/tcbee/tcbee-export/bpf/netlab"
 )
 
-// inside returns of each CPU the bytes that tell which programs run, to be written, too.
-func inside(t *testing.T, c *Capture) (all []*[event.Hooks]uint8) {
+// What the first program of a CPU says of itself to the second (transport.h).
+const (
+	never = iota
+	begun
+	takenBack
+)
+
+// firstSlots returns the first slot of each CPU, to be written, too.
+func firstSlots(t *testing.T, c *Capture) (all []*programsSlot) {
 	t.Helper()
 	mem, err := unix.Mmap(c.obj.coll.Maps[programsMapSlots].FD(), 0, len(c.slots.mem), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, unix.Munmap(mem)) })
 	for cpu := range c.obj.cpus {
-		slot := (*programsSlot)(unsafe.Pointer(&mem[cpu*slotLevels*len(mem)/len(c.slots.all)]))
-		all = append(all, &slot.Inside)
+		all = append(all, (*programsSlot)(unsafe.Pointer(&mem[cpu*slotLevels*len(mem)/len(c.slots.all)])))
 	}
 	return all
 }
@@ -58,11 +66,11 @@ func TestTracepointsThatInterruptTheirProgramAreTold(t *testing.T) {
 			require.Zero(t, quiet.Total[h].Seen, "%v: the second program tells what the first is there for", h)
 		}
 
-		running := inside(t, c)
+		running := firstSlots(t, c)
 		fired = fire(t, l, l.A, hooks...)
 		for _, h := range hooks {
 			for _, cpu := range running {
-				cpu[h] = 1
+				cpu.Inside[h] = 1
 			}
 		}
 		traffic()
@@ -81,13 +89,13 @@ func TestTracepointsThatInterruptTheirProgramAreTold(t *testing.T) {
 func TestTracepointsTellWhileTheyRun(t *testing.T) {
 	l := lab(t, netlab.Options{})
 	r, a := during(t, in(l.A), func(c *Capture) {
-		running := inside(t, c)
+		running := firstSlots(t, c)
 		var seen, stop atomic.Bool
 		var look sync.WaitGroup
 		look.Go(func() {
 			for !seen.Load() && !stop.Load() {
 				for _, cpu := range running {
-					if *(*uint8)(unsafe.Pointer(&cpu[event.HookTCPProbe])) != 0 {
+					if *(*uint8)(unsafe.Pointer(&cpu.Inside[event.HookTCPProbe])) != 0 {
 						seen.Store(true)
 					}
 				}
@@ -102,8 +110,8 @@ func TestTracepointsTellWhileTheyRun(t *testing.T) {
 		require.True(t, seen.Load(), "tcp_probe")
 		require.NoError(t, l.A.Quiet(bounded(t)))
 		require.NoError(t, l.B.Quiet(bounded(t)))
-		for cpu, hooks := range running {
-			require.Zero(t, *hooks, "CPU %d", cpu)
+		for i, cpu := range running {
+			require.Zero(t, cpu.Inside, "CPU %d", i)
 		}
 	})
 	r.identity(t, a)
@@ -121,11 +129,16 @@ func TestTheFirstProgramRunsFirst(t *testing.T) {
 			fired := fire(t, l, l.A, event.HookTCPProbe, event.HookSetState, event.HookDestroySock)
 			const rounds = 60
 			r, a := during(t, cfg, func(c *Capture) {
-				running := inside(t, c)
+				running := firstSlots(t, c)
+				said := uint8(never)
 				pretend := func() {
+					said = (said + 1) % (takenBack + 1)
 					for _, cpu := range running {
-						for h := range cpu {
-							cpu[h] = 1
+						for h := range cpu.Inside {
+							cpu.Inside[h] = 1
+						}
+						for h := range cpu.Begun {
+							cpu.Begun[h] = said
 						}
 					}
 				}
@@ -155,6 +168,101 @@ func TestTheFirstProgramRunsFirst(t *testing.T) {
 			require.LessOrEqual(t, r.stored[event.HookTransmit], r.stored[event.HookTCEgress])
 		})
 	}
+}
+
+// needsWholeBottomHalves skips where bottom halves are preempted, so that of two events on a CPU neither need be over before the other.
+func needsWholeBottomHalves(t *testing.T) {
+	t.Helper()
+	if b, err := os.ReadFile("/sys/kernel/realtime"); err == nil && strings.TrimSpace(string(b)) == "1" {
+		t.Skip("a kernel with PREEMPT_RT")
+	}
+}
+
+// The kernel leaves the first program out, too, where the one that is interrupted does not say yet, or any more, that it is inside.
+// Segments that bottom halves receive are told all the same, if the last one was not left out: here the first program is gone.
+func TestSegmentsThatInterruptBetweenProgramsAreTold(t *testing.T) {
+	needsWholeBottomHalves(t)
+	l := lab(t, netlab.Options{})
+	const h = event.HookTCPProbe
+	fired := fire(t, l, l.A, h)
+	r, a := during(t, in(l.A), func(c *Capture) {
+		cpus := firstSlots(t, c)
+		traffic := func() (events, told uint64) {
+			own := func() uint64 { a := c.Accounting().Total[h]; return a.Seen - a.Filtered - a.Missed }
+			events, told = fired.of(t, h), own()
+			_, err := l.Exchange(bounded(t), netlab.Exchange{Connections: 10, Requests: 20})
+			require.NoError(t, err)
+			require.NoError(t, l.A.Quiet(bounded(t)))
+			require.NoError(t, l.B.Quiet(bounded(t)))
+			return fired.of(t, h) - events, own() - told
+		}
+		say := func(inside, begun uint8) {
+			for _, cpu := range cpus {
+				cpu.Inside[h], cpu.Begun[0] = inside, begun
+			}
+		}
+		_, _ = traffic()
+		for _, cpu := range cpus {
+			require.NotEqual(t, begun, cpu.Begun[0], "what the first program says is not taken back")
+		}
+
+		first := c.programs[slices.IndexFunc(c.programs, func(p loaded) bool { return p.hook == h })].at
+		i := slices.Index(c.links, first)
+		require.NoError(t, first.Close())
+		c.links = slices.Delete(c.links, i, i+1)
+
+		say(0, never)
+		_, told := traffic()
+		require.Zero(t, told, "there was no first program yet")
+		say(0, takenBack)
+		events, told := traffic()
+		require.NotZero(t, told)
+		require.LessOrEqual(t, told, events)
+		say(1, takenBack)
+		events, told = traffic()
+		require.Equal(t, events, told, "those that a task receives, too")
+		say(1, begun)
+		events, told = traffic()
+		require.LessOrEqual(t, told, events)
+		require.GreaterOrEqual(t, told, events-uint64(len(cpus)), "the first one on each CPU seems to be told")
+	})
+	r.identity(t, a)
+}
+
+// What the second program goes by there: the first one says that it begins where a bottom half does, and takes that
+// back where a task does.
+func TestTheFirstProgramSaysThatItBegan(t *testing.T) {
+	needsWholeBottomHalves(t)
+	l := lab(t, netlab.Options{})
+	r, a := during(t, in(l.A), func(c *Capture) {
+		i := slices.IndexFunc(c.programs, func(p loaded) bool { return p.hook == event.HookTCPProbe })
+		second := slices.Index(c.links, c.programs[i].at) + 1
+		require.NoError(t, c.links[second].Close())
+		c.links = slices.Delete(c.links, second, second+1)
+
+		cpus := firstSlots(t, c)
+		for _, want := range []uint8{begun, takenBack} {
+			var seen, stop atomic.Bool
+			var look sync.WaitGroup
+			look.Go(func() {
+				for !seen.Load() && !stop.Load() {
+					for _, cpu := range cpus {
+						if *(*uint8)(unsafe.Pointer(&cpu.Begun[0])) == want {
+							seen.Store(true)
+						}
+					}
+				}
+			})
+			for deadline := time.Now().Add(20 * time.Second); !seen.Load() && time.Now().Before(deadline); {
+				_, err := l.Transfer(bounded(t), netlab.Transfer{From: l.B, To: l.A, Bytes: 32 << 20})
+				require.NoError(t, err)
+			}
+			stop.Store(true)
+			look.Wait()
+			require.True(t, seen.Load(), "%d", want)
+		}
+	})
+	r.identity(t, a)
 }
 
 func TestMissedIsWhatNoProgramTold(t *testing.T) {
@@ -200,12 +308,12 @@ func TestTheSpareIsThereUnlessSamplesAreLimited(t *testing.T) {
 			defer c.spare.move.Unlock()
 			return c.spare.at != nil
 		}
-		running := inside(t, c)
+		running := firstSlots(t, c)
 		// The second program tells what seems to interrupt the first, which must be done for it.
 		pretend := func() (told uint64) {
 			before := c.slots.again()[event.HookTCPProbe]
 			for _, cpu := range running {
-				cpu[event.HookTCPProbe] = 1
+				cpu.Inside[event.HookTCPProbe] = 1
 			}
 			exchange(1)
 			return c.slots.again()[event.HookTCPProbe] - before

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -84,7 +85,7 @@ const constants = ".rodata"
 const again = "_again"
 
 // loadTransmit loads the program transmit and attaches it, unless the kernel does not run it at every segment; if nested is set the
-// second one before it, because the kernel runs what was attached to a function last first.
+// second one before it, because the kernel runs what was attached to a function last first. The links are in the order of running.
 func (o *object) loadTransmit(nested, verbose bool) (prog *ebpf.Program, links []link.Link, err error) {
 	names := []string{transmit.name}
 	if nested {
@@ -108,6 +109,7 @@ func (o *object) loadTransmit(nested, verbose bool) (prog *ebpf.Program, links [
 		}
 		links = append(links, ln)
 	}
+	slices.Reverse(links)
 	return prog, links, nil
 }
 

@@ -51,7 +51,8 @@ type programsSlot struct {
 	Last   uint64
 	Due    uint64
 	Net    uint64
-	Inside [24]uint8
+	Inside [22]uint8
+	Begun  [2]uint8
 	Tally  [24]struct {
 		_        structs.HostLayout
 		Seen     uint64

@@ -82,6 +82,14 @@ struct sock {
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
 	struct sock_cgroup_data sk_cgrp_data;
+	struct {
+		int owned;
+	} sk_lock;
+};
+
+/* Of a kernel with PREEMPT_RT. */
+struct task_struct {
+	int softirq_disable_cnt;
 };
 
 struct inet_sock {

@@ -649,7 +649,7 @@ filtered:
 	return 0;
 }
 
-TRACE("tp_btf/tcp_probe", tcp_probe, TCB_HOOK_TCP_PROBE)
+TRACE_OWNED("tp_btf/tcp_probe", tcp_probe, TCB_HOOK_TCP_PROBE)
 {
 	return sample_at(TCB_HOOK_TCP_PROBE, TCB_DIR_IN, (struct sock *)ctx[0], (struct sk_buff *)ctx[1], 0);
 }
@@ -659,7 +659,7 @@ TRACE("tp_btf/tcp_probe", tcp_probe, TCB_HOOK_TCP_PROBE)
  * once for each, whatever happens to it below TCP. Where a kernel does not run
  * this program the egress programs take these samples.
  */
-TRACE("fentry/__tcp_transmit_skb", tcp_transmit, TCB_HOOK_TRANSMIT)
+TRACE_OWNED("fentry/__tcp_transmit_skb", tcp_transmit, TCB_HOOK_TRANSMIT)
 {
 	return sample_at(TCB_HOOK_TRANSMIT, TCB_DIR_OUT, (struct sock *)ctx[0], (struct sk_buff *)ctx[1], (__u32)ctx[4]);
 }

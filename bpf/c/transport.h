@@ -20,6 +20,10 @@
 #define RECORD_MAX sizeof(struct tcb_sample)
 #define SLOT_FULL  (SLOT_DATA - RECORD_MAX)
 
+/* What is kept for TRACE ends where the first cache line of a slot does. */
+#define OWNED  2 /* hooks of TRACE_OWNED */
+#define TRACED (24 - OWNED)
+
 /* What became of the events of one hook: counted by who owns the slot, in one cache line. */
 struct tally {
 	__u64 seen;
@@ -47,7 +51,8 @@ struct slot {
 	__u64 last;  /* time of the last one */
 	__u64 due;   /* first slot of a CPU: see crowded() */
 	__u64 net;   /* first slot of a CPU: see in_netns() */
-	__u8 inside[TCB_HOOKS]; /* first slot of a CPU: see TRACE */
+	__u8 inside[TRACED]; /* first slot of a CPU: see TRACE */
+	__u8 begun[OWNED];   /* first slot of a CPU: see TRACE_OWNED */
 	struct tally tally[TCB_HOOKS];
 	struct apart apart[TCB_HOOKS];
 	__u64 sent[TCB_HOOKS]; /* made when data was last emptied */
@@ -160,13 +165,34 @@ static __always_inline struct slot *first_slot(void)
 	return bpf_map_lookup_elem(&slots, &i);
 }
 
+/* Where an event happens, as far as its socket tells. */
+enum place {
+	ANYWHERE,
+	IN_TASK, /* which holds the socket */
+	IN_BH,	 /* nobody holds it: bottom halves run, or are off */
+};
+
+/* What the first program of a CPU has said of itself to the second. */
+#define BEGUN_OF(hook) ((hook) == TCB_HOOK_TRANSMIT)
+enum { NEVER, BEGUN, TAKEN_BACK };
+
+static __always_inline enum place place_of(struct sock *sk)
+{
+	if (FIELD_EXISTS(((struct task_struct *)0)->softirq_disable_cnt))
+		return ANYWHERE; /* bottom halves are preempted */
+	return sk->sk_lock.owned ? IN_TASK : IN_BH;
+}
+
 /* The hook's program begins, unless it interrupts itself: then the kernel leaves it out. */
-static __always_inline struct slot *enter(__u32 hook)
+static __always_inline struct slot *enter(__u32 hook, enum place place)
 {
 	struct slot *first = first_slot();
 
-	if (first)
+	if (first) {
 		WRITE_ONCE(first->inside[hook], 1);
+		if (place != ANYWHERE)
+			WRITE_ONCE(first->begun[BEGUN_OF(hook)], place == IN_BH ? BEGUN : TAKEN_BACK);
+	}
 	barrier();
 	return first;
 }
@@ -180,11 +206,19 @@ static __always_inline int leave(struct slot *first, __u32 hook)
 }
 
 /* Tells whether the kernel has left out the hook's program for this event, and counts it. */
-static __always_inline int left_out(__u32 hook)
+static __always_inline int left_out(__u32 hook, enum place place)
 {
 	struct slot *first = first_slot();
+	__u8 begun;
 
-	if (likely(!first || !READ_ONCE(first->inside[hook])))
+	if (!first)
+		return 0;
+	begun = place == IN_BH ? READ_ONCE(first->begun[BEGUN_OF(hook)]) : NEVER;
+	if (likely(begun == BEGUN)) {
+		WRITE_ONCE(first->begun[BEGUN_OF(hook)], TAKEN_BACK);
+		return 0;
+	}
+	if (begun == NEVER && likely(!READ_ONCE(first->inside[hook])))
 		return 0;
 	first->apart[hook].again++; /* of one at a time: this program, too, does not interrupt itself */
 	return 1;
@@ -197,12 +231,25 @@ static __always_inline int left_out(__u32 hook)
  * be lost. So there are two. The first is attached such that it runs first;
  * the second has nothing to do unless the first is being interrupted.
  */
-#define TRACE(section, name, hook)                                                                                     \
+#define TRACE(section, name, hook) TRACE_AT(section, name, hook, ANYWHERE)
+
+/*
+ * The same for events of a locked socket, which tell more exactly whether the
+ * first has been left out. The kernel leaves it out from a little before it says
+ * that it is inside until a little after, and in that moment a bottom half may
+ * begin that receives dozens of segments. But bottom halves do not interrupt one
+ * another: there the first says that it has begun, and the second, finding that,
+ * takes it back. Where the second was left out for that very reason, because it is
+ * being interrupted, what the first said remains: a task's next event takes it back.
+ */
+#define TRACE_OWNED(section, name, hook) TRACE_AT(section, name, hook, place_of((struct sock *)ctx[0]))
+
+#define TRACE_AT(section, name, hook, place)                                                                           \
 	static __always_inline int name##_event(__u64 *ctx);                                                           \
 	SEC(section)                                                                                                   \
 	int name(__u64 *ctx)                                                                                           \
 	{                                                                                                              \
-		struct slot *first = enter(hook);                                                                      \
+		struct slot *first = enter(hook, place);                                                               \
                                                                                                                        \
 		name##_event(ctx);                                                                                     \
 		return leave(first, hook);                                                                             \
@@ -210,7 +257,7 @@ static __always_inline int left_out(__u32 hook)
 	SEC(section)                                                                                                   \
 	int name##_again(__u64 *ctx)                                                                                   \
 	{                                                                                                              \
-		return left_out(hook) ? name##_event(ctx) : 0;                                                         \
+		return left_out(hook, place) ? name##_event(ctx) : 0;                                                  \
 	}                                                                                                              \
 	static __always_inline int name##_event(__u64 *ctx)
 
