@@ -314,7 +314,7 @@ func TestSocketsOfABusyCPUAreLimitedOnOthers(t *testing.T) {
 		r.identity(t, a)
 		whole(t, r, a)
 		var first, last uint64 // segments on the busy CPU
-		segments, samples, later, laterSamples := 0, 0, 0, 0
+		busy, segments, samples, later, laterSamples := 0, 0, 0, 0, 0
 		for _, h := range bySocket(r)[cookie] {
 			switch {
 			case h.CPU == 0 && h.Hook == event.HookTCEgress && segments == 0:
@@ -322,6 +322,7 @@ func TestSocketsOfABusyCPUAreLimitedOnOthers(t *testing.T) {
 					first = h.Time
 				}
 				last = h.Time
+				busy++
 			case h.CPU == 1 && last != 0 && h.Time-last > 500e6 && h.Hook == event.HookTCEgress && h.Segment().PayloadLen > 0:
 				later++
 			case h.CPU == 1 && last != 0 && h.Time-last > 500e6 && h.Hook == event.HookTransmit && h.Sample().TriggerLen > 0:
@@ -335,7 +336,8 @@ func TestSocketsOfABusyCPUAreLimitedOnOthers(t *testing.T) {
 			}
 		}
 		if requireLimited(t, a) == 0 {
-			require.Greater(t, last-first, uint64(time.Second), "the CPU was busy: only a slow machine's is not")
+			// A slow machine's CPU is not busy, and one that writes faster than it sends merges what it sends.
+			require.True(t, last-first > uint64(time.Second) || busy < cfg.Sockets.LimitAbove, "%d segments in %d ns", busy, last-first)
 			continue
 		}
 		if segments < few/2 {
