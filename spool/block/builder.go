@@ -159,11 +159,11 @@ func (b *Builder) add(h *event.Header) {
 	var mask uint64
 
 	// Connection.
-	k := key{w[2], w[4], w[5], w[6], w[7], w[8] & portMask}
 	next := &b.conns[b.conn].next[cl]
 	ci := *next
-	if !b.conns[ci].key.is(&k) {
+	if !b.conns[ci].key.names(w) {
 		mask |= hasConn
+		k := keyOf(w)
 		i := b.table.find(b.conns, &k)
 		switch {
 		case i < 0:

@@ -23,6 +23,15 @@ func (k *key) is(o *key) bool {
 
 const portMask = 0x00ff_0000_ffff_ffff
 
+// names tells whether k is the key of the record whose header is w. It makes no key, which would be written in words and
+// read back in halves of a vector: a wait at every record.
+func (k *key) names(w *[9]uint64) bool {
+	return (k[0]^w[2])|(k[1]^w[4])|(k[2]^w[5])|(k[3]^w[6])|(k[4]^w[7])|(k[5]^w[8]&portMask) == 0
+}
+
+// keyOf returns the key of the record whose header is w.
+func keyOf(w *[9]uint64) key { return key{w[2], w[4], w[5], w[6], w[7], w[8] & portMask} }
+
 // classes of records, for what is predicted apart by class.
 const (
 	classSegment = 0 // + direction
