@@ -36,6 +36,7 @@ type schedule struct {
 	nice    int          // as the process began
 	allowed bool         // by RLIMIT_NICE, to take precedence
 	reader  atomic.Int64 // thread that may yield, 0: none
+	stat    *os.File     // its use of the CPUs, while there is one
 	watch   atomic.Int64 // thread of the watch, 0: not yet
 	behind  atomic.Bool  // the reader is
 	ahead   atomic.Bool  // it was, and the process keeps precedence
@@ -54,7 +55,7 @@ type schedule struct {
 	gcPercent int // as the process began
 	session   session
 	period    time.Duration // for which the reader is looked at
-	usage     func(thread int) (usage, error)
+	usage     func(*os.File) (usage, error)
 	used      usage     // of the reader,
 	looked    time.Time // when it was looked at
 	heap      []metrics.Sample
@@ -65,7 +66,7 @@ type schedule struct {
 // the right to. turn is the time between two turns of the reader.
 func newSchedule(turn time.Duration, log *slog.Logger) *schedule {
 	s := &schedule{
-		log: log, period: periodOf(turn), pause: minPause, session: findSession(), usage: usageOf,
+		log: log, period: periodOf(turn), pause: minPause, session: findSession(), usage: readUsage,
 		heap: []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}, // see heapBytes
 	}
 	if attr, err := unix.SchedGetAttr(0, 0); err == nil {

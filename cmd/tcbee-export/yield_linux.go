@@ -3,13 +3,16 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,14 +22,15 @@ import (
 
 // Whether it helps that the reader yields is told by how long it is ready and waits for a CPU, for each second that it has one. Where
 // it hardly waits there is a CPU for everybody; a reader that yields is then only in the way of those that wake up, because
-// they take a CPU that it has for a free one. Where it waits very long, it would starve. Seen on two CPUs with one connection, of bulk or of
-// requests: 0.04 to 0.5, and 1.2 to 1.9 while it yields; with 64 of bulk: 0.4 to 1, and 2.3 to 9; with 16 of requests: 5.7 to 9.5.
+// they take a CPU that it has for a free one. Where it waits very long, it would starve. Seen on two CPUs with one connection of
+// requests: 0.1 to 0.35; with one of bulk 0.3 to 1 and with 64 of them 0.2 to 0.9; with 16 of requests: 5.7 to 9.5. While it yields the same is
+// 1.2 to 2.9, 1.2 to 4.7 and 2.3 to 9, which tells the first two not apart: so it yields for a while and is then looked at anew, with its fair share.
 const (
 	crowded  = 0.5 // from here on it yields,
 	hopeless = 3   // and from here on not
-	free     = 2   // below this it stops to yield
 
-	little = 2 * time.Millisecond // of a CPU while it is looked at: too little to matter
+	yieldFor = 10 * time.Second     // until it is looked at again
+	little   = 2 * time.Millisecond // of a CPU while it is looked at: too little to matter
 )
 
 // How long it is looked at each time: for some turns of the reader, because a single one says little (of 16 connections of requests one
@@ -82,6 +86,12 @@ func (s *schedule) begin() {
 		runtime.GOMAXPROCS(2) // or nothing else of the process runs while the reader waits for the CPU
 	}
 	runtime.LockOSThread()
+	var err error
+	if s.stat, err = openUsage(unix.Gettid()); err != nil {
+		runtime.UnlockOSThread()
+		s.log.Debug("the reader does not yield the CPU: the kernel does not tell for how long it waits (CONFIG_SCHED_INFO)", "error", err)
+		return
+	}
 	s.reader.Store(int64(unix.Gettid()))
 }
 
@@ -90,6 +100,7 @@ func (s *schedule) end() {
 	if s.reader.Swap(0) == 0 {
 		return
 	}
+	_ = s.stat.Close() // what was only read
 	if err := policy(unix.Gettid(), unix.SCHED_BATCH); err != nil {
 		s.log.Debug("the reader's thread goes on yielding the CPU", "error", err)
 	}
@@ -104,18 +115,17 @@ func (s *schedule) quiet() {
 	}
 	now := time.Now()
 	s.settle(now, false)
-	waits, known := s.waiting(now)
 	switch {
 	case s.yields == 0:
-		if known && waits >= crowded && waits < hopeless && !now.Before(s.again) && !s.starts.Load() {
+		if waits, known := s.waiting(now); known && waits >= crowded && waits < hopeless && !now.Before(s.again) && !s.starts.Load() {
 			s.log.Debug("the reader yields the CPU", "waits", waits)
 			s.yield(now)
 		}
 	case s.rushed.Load(), s.reader.Load() == 0:
 		s.share()
 		s.back(now)
-	case known && waits < free:
-		s.log.Debug("the reader has no need to yield the CPU", "waits", waits)
+	case now.Sub(s.since) >= yieldFor:
+		s.log.Debug("whether the reader needs to yield the CPU is looked at again")
 		s.share()
 	default:
 		if objects, _ := s.heapBytes(); objects > s.room {
@@ -131,11 +141,10 @@ func (s *schedule) quiet() {
 // waiting is for how long the reader waited for a CPU, for each second that it had one, in the last period; false if that has not
 // passed yet, or the kernel does not tell.
 func (s *schedule) waiting(now time.Time) (ratio float64, known bool) {
-	reader := int(s.reader.Load())
-	if reader == 0 || now.Sub(s.looked) < s.period {
+	if s.reader.Load() == 0 || now.Sub(s.looked) < s.period {
 		return 0, false
 	}
-	u, err := s.usage(reader)
+	u, err := s.usage(s.stat)
 	d := usage{u.on - s.used.on, u.waited - s.used.waited}
 	first := s.looked.IsZero()
 	s.used, s.looked = u, now
@@ -151,13 +160,28 @@ func (s *schedule) waiting(now time.Time) (ratio float64, known bool) {
 // usage is what a thread has had of the CPUs.
 type usage struct{ on, waited time.Duration }
 
-// usageOf reads it (Documentation/scheduler/sched-stats.rst).
-func usageOf(thread int) (u usage, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/schedstat", thread))
-	if err == nil {
-		_, err = fmt.Sscan(string(b), (*int64)(&u.on), (*int64)(&u.waited))
+// openUsage opens what the kernel tells of a thread of this process (Documentation/scheduler/sched-stats.rst).
+func openUsage(thread int) (*os.File, error) {
+	return os.Open(fmt.Sprintf("/proc/self/task/%d/schedstat", thread))
+}
+
+// readUsage reads it anew.
+func readUsage(f *os.File) (u usage, err error) {
+	var b [64]byte // three numbers
+	n, err := f.ReadAt(b[:], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return u, err
 	}
-	return u, err
+	text := b[:n]
+	for _, d := range []*time.Duration{&u.on, &u.waited} {
+		number, rest, found := bytes.Cut(text, []byte{' '})
+		ns, err := strconv.ParseInt(string(number), 10, 64)
+		if !found || err != nil {
+			return usage{}, fmt.Errorf("%s: %q", f.Name(), b[:n])
+		}
+		*d, text = time.Duration(ns), rest
+	}
+	return u, nil
 }
 
 // late is for Capture.Watch: events wait because the reader yields, or for another reason; or the ring fills up.

@@ -43,7 +43,7 @@ func TestReaderYieldsAsLongAsItCan(t *testing.T) {
 		require.NoError(t, eachThread(func(thread int) error { return os.WriteFile(slackFile(thread), []byte("0"), 0) }))
 	}()
 	var used usage
-	s.usage = func(int) (usage, error) { return used, nil }
+	s.usage = func(*os.File) (usage, error) { return used, nil }
 	// after lets a period pass in which the reader had so much of a CPU, and waited for it.
 	after := func(on, waited time.Duration) {
 		s.used, s.looked = used, time.Now().Add(-s.period)
@@ -91,7 +91,12 @@ func TestReaderYieldsAsLongAsItCan(t *testing.T) {
 	require.Equal(t, -1, collects(), "garbage is collected although that waits for the reader")
 	after(50*time.Millisecond, 400*time.Millisecond)
 	is(unix.SCHED_IDLE)
-	after(50*time.Millisecond, 50*time.Millisecond)
+	after(50*time.Millisecond, 10*time.Millisecond)
+	is(unix.SCHED_IDLE)
+	s.since = time.Now().Add(-yieldFor)
+	crowd()
+	is(unix.SCHED_BATCH) // it is looked at again
+	after(50*time.Millisecond, 10*time.Millisecond)
 	is(unix.SCHED_BATCH) // nobody else wants the CPU any more
 	require.Equal(t, 100, collects())
 	crowd()
@@ -150,7 +155,7 @@ func TestReaderIsLookedAtForSeveralTurns(t *testing.T) {
 	require.Equal(t, minPeriod, periodOf(100*time.Millisecond))
 	s.reader.Store(1)
 	var used usage
-	s.usage = func(int) (usage, error) { return used, nil }
+	s.usage = func(*os.File) (usage, error) { return used, nil }
 	now := time.Now()
 	_, known := s.waiting(now)
 	require.False(t, known, "nothing is known of the time before")
@@ -171,15 +176,24 @@ func TestReaderIsLookedAtForSeveralTurns(t *testing.T) {
 func TestUseOfTheCPUIsTold(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	before, err := usageOf(unix.Gettid())
+	stat, err := openUsage(unix.Gettid())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, stat.Close()) }()
+	before, err := readUsage(stat)
 	require.NoError(t, err)
 	after := before
 	for deadline := time.Now().Add(time.Minute); after.on-before.on < 10*time.Millisecond; {
 		require.True(t, time.Now().Before(deadline))
-		after, err = usageOf(unix.Gettid())
+		after, err = readUsage(stat)
 		require.NoError(t, err)
 	}
 	require.GreaterOrEqual(t, after.waited, before.waited)
-	_, err = usageOf(1 << 30)
+	_, err = openUsage(1 << 30)
 	require.ErrorIs(t, err, os.ErrNotExist)
+
+	other, err := os.Open(os.DevNull)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, other.Close()) }()
+	_, err = readUsage(other)
+	require.ErrorContains(t, err, os.DevNull)
 }
