@@ -154,6 +154,9 @@ func (a *app) capture(ctx context.Context, c *captureFlags, metrics bool) (err e
 		}
 		defer func() { err = errors.Join(err, a.closeSink(ctx, sink)) }()
 	}
+	if err := largePages(captureHeap); err != nil {
+		a.log.Debug("the recorder's memory lies in small pages", "error", err)
+	}
 	w, err := spool.Create(ctx, cfg.Spool, meta, a.log)
 	if err != nil {
 		return spoolError(cfg.Spool.Dir, err)
@@ -210,6 +213,9 @@ func (a *app) flushAge(metrics bool) time.Duration {
 	}
 	return a.cfg.Capture.FlushAge
 }
+
+// captureHeap is how much of a capture's heap lies in large pages at most: all that record has at full rate.
+const captureHeap = 64 << 20
 
 // captured is what a capture tells at its end.
 type captured struct {
