@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"sync"
 	"time"
@@ -24,12 +25,26 @@ const (
 )
 
 // began is a moment on both clocks, the system's read first: what monotonic returns is never ahead of it.
-var began = struct {
+var began = sameMoment()
+
+type moment struct {
 	clock int64
 	time  time.Time
-}{clock(unix.CLOCK_MONOTONIC), time.Now()}
+}
 
-// monotonic is the clock of bpf_ktime_get_ns, or less than a microsecond behind it. The Go runtime reads it without a
+// sameMoment takes the closest of a few readings: between the two of one the process may have lost the CPU.
+func sameMoment() (best moment) {
+	least := int64(math.MaxInt64)
+	for range 5 {
+		m := moment{clock(unix.CLOCK_MONOTONIC), time.Now()}
+		if d := clock(unix.CLOCK_MONOTONIC) - m.clock; d < least {
+			least, best = d, m
+		}
+	}
+	return best
+}
+
+// monotonic is the clock of bpf_ktime_get_ns, or a microsecond or so behind it. The Go runtime reads it without a
 // system call, for which the reader would wait at every batch.
 func monotonic() uint64 { return uint64(began.clock + int64(time.Since(began.time))) }
 

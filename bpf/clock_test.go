@@ -144,3 +144,11 @@ func TestWallClockThatIsSet(t *testing.T) {
 		}
 	}
 }
+
+func TestReadersClockIsNeverAheadOfTheKernels(t *testing.T) {
+	for range 1000 {
+		before := monotonic()
+		require.LessOrEqual(t, before, uint64(clock(unix.CLOCK_MONOTONIC)))
+		require.LessOrEqual(t, before, monotonic())
+	}
+}
