@@ -94,6 +94,8 @@ type programsSockState struct {
 	Digest  uint64
 	Due     uint64
 	Crowded uint64
+	Left    uint64
+	Sends   uint64
 }
 
 type programsTuple struct {

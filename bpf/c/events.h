@@ -10,7 +10,7 @@ const volatile __u8 cfg_reset_reason = 0;   /* tp_btf/tcp_send_reset has the arg
 const volatile __u8 cfg_kfree_sock = 0;     /* tp_btf/kfree_skb has the argument rx_sk (6.11) */
 
 /* Begins an incident about sk, a TCP socket; NULL if it is not to be recorded. */
-static __always_inline struct tcb_incident *incident(struct slot **slot, __u32 hook, __u32 dir, struct sock *sk,
+static __always_inline struct tcb_incident *incident(struct slot *first, struct slot **slot, __u32 hook, __u32 dir, struct sock *sk,
 						     struct sock_state **state)
 {
 	struct sock_state *st;
@@ -18,11 +18,11 @@ static __always_inline struct tcb_incident *incident(struct slot **slot, __u32 h
 	struct slot *s;
 	__u64 now, cookie;
 
-	if (other_netns(sk)) {
-		pass(hook);
+	if (other_netns(first, sk)) {
+		pass(first, hook);
 		return NULL;
 	}
-	s = take(hook);
+	s = take(first, hook);
 	if (!s)
 		return NULL;
 	now = bpf_ktime_get_ns();
@@ -73,10 +73,10 @@ TRACE("tp_btf/inet_sock_set_state", inet_sock_set_state, TCB_HOOK_SET_STATE)
 		 * still is its listener's copy: with the listener's cookie and
 		 * no peer. Its next state tells the same with its identity.
 		 */
-		pass(TCB_HOOK_SET_STATE);
+		pass(first, TCB_HOOK_SET_STATE);
 		return 0;
 	}
-	r = incident(&s, TCB_HOOK_SET_STATE, TCB_DIR_NONE, sk, &st);
+	r = incident(first, &s, TCB_HOOK_SET_STATE, TCB_DIR_NONE, sk, &st);
 	if (st && (new == TCP_SYN_SENT || new == TCP_LISTEN)) {
 		/*
 		 * In connect() or listen(): the task that runs is the
@@ -113,7 +113,7 @@ TRACE("tp_btf/tcp_retransmit_skb", tcp_retransmit_skb, TCB_HOOK_RETRANSMIT_SKB)
 
 	if (!sk)
 		return 0;
-	r = incident(&s, TCB_HOOK_RETRANSMIT_SKB, TCB_DIR_OUT, sk, NULL);
+	r = incident(first, &s, TCB_HOOK_RETRANSMIT_SKB, TCB_DIR_OUT, sk, NULL);
 	if (!r)
 		return 0;
 	read_cb(&cb, (struct sk_buff *)ctx[1]);
@@ -138,7 +138,7 @@ TRACE("tp_btf/tcp_receive_reset", tcp_receive_reset, TCB_HOOK_RECEIVE_RESET)
 
 	if (!sk)
 		return 0;
-	r = incident(&s, TCB_HOOK_RECEIVE_RESET, TCB_DIR_IN, sk, NULL);
+	r = incident(first, &s, TCB_HOOK_RECEIVE_RESET, TCB_DIR_IN, sk, NULL);
 	if (!r)
 		return 0;
 	r->old_state = r->new_state = sk->__sk_common.skc_state;
@@ -148,12 +148,15 @@ TRACE("tp_btf/tcp_receive_reset", tcp_receive_reset, TCB_HOOK_RECEIVE_RESET)
 TRACE("tp_btf/tcp_cong_state_set", tcp_cong_state_set, TCB_HOOK_CONG_STATE_SET)
 {
 	struct sock *sk = (struct sock *)bpf_skc_to_tcp_sock((void *)ctx[0]);
+	struct sock_state *st = NULL;
 	struct tcb_incident *r;
 	struct slot *s;
 
 	if (!sk)
 		return 0;
-	r = incident(&s, TCB_HOOK_CONG_STATE_SET, TCB_DIR_NONE, sk, NULL);
+	r = incident(first, &s, TCB_HOOK_CONG_STATE_SET, TCB_DIR_NONE, sk, &st);
+	if (st)
+		st->left = 0; /* the next segment shows the new state */
 	if (!r)
 		return 0;
 	r->old_state = BITS((struct inet_connection_sock *)sk, icsk_ca_state);
@@ -170,7 +173,7 @@ TRACE("tp_btf/tcp_rcv_space_adjust", tcp_rcv_space_adjust, TCB_HOOK_RCV_SPACE_AD
 
 	if (!sk)
 		return 0;
-	r = incident(&s, TCB_HOOK_RCV_SPACE_ADJUST, TCB_DIR_IN, sk, NULL);
+	r = incident(first, &s, TCB_HOOK_RCV_SPACE_ADJUST, TCB_DIR_IN, sk, NULL);
 	if (!r)
 		return 0;
 	r->value = ((struct tcp_sock *)sk)->rcvq_space.space;
@@ -179,10 +182,11 @@ TRACE("tp_btf/tcp_rcv_space_adjust", tcp_rcv_space_adjust, TCB_HOOK_RCV_SPACE_AD
 }
 
 /* Begins an incident that has no full socket; NULL if it is not to be recorded. */
-static __always_inline struct tcb_incident *bare_incident(struct slot **slot, __u32 hook, __u32 dir, __u64 netns)
+static __always_inline struct tcb_incident *bare_incident(struct slot *first, struct slot **slot, __u32 hook, __u32 dir,
+							__u64 netns)
 {
 	struct tcb_incident *r;
-	struct slot *s = take(hook);
+	struct slot *s = take(first, hook);
 	__u64 now;
 
 	if (!s)
@@ -216,7 +220,7 @@ TRACE("tp_btf/tcp_retransmit_synack", tcp_retransmit_synack, TCB_HOOK_RETRANSMIT
 	struct tcb_incident *r;
 	struct slot *s;
 
-	r = bare_incident(&s, TCB_HOOK_RETRANSMIT_SYNACK, TCB_DIR_OUT,
+	r = bare_incident(first, &s, TCB_HOOK_RETRANSMIT_SYNACK, TCB_DIR_OUT,
 			  listener->__sk_common.skc_net.net->net_cookie);
 	if (!r)
 		return 0;
@@ -395,7 +399,7 @@ TRACE("tp_btf/tcp_send_reset", tcp_send_reset, TCB_HOOK_SEND_RESET)
 	if (sk && sk->__sk_common.skc_state == TCP_LISTEN)
 		sk = NULL; /* a listener is not the connection */
 	if (sk) {
-		r = incident(&s, TCB_HOOK_SEND_RESET, TCB_DIR_OUT, sk, NULL);
+		r = incident(first, &s, TCB_HOOK_SEND_RESET, TCB_DIR_OUT, sk, NULL);
 		if (!r)
 			return 0;
 		r->old_state = r->new_state = sk->__sk_common.skc_state;
@@ -403,7 +407,7 @@ TRACE("tp_btf/tcp_send_reset", tcp_send_reset, TCB_HOOK_SEND_RESET)
 		read_headers(argument(ctx, 1), &h);
 		if (!h.family)
 			return 0;
-		r = bare_incident(&s, TCB_HOOK_SEND_RESET, TCB_DIR_OUT, netns_of(argument(ctx, 1)));
+		r = bare_incident(first, &s, TCB_HOOK_SEND_RESET, TCB_DIR_OUT, netns_of(argument(ctx, 1)));
 		if (!r)
 			return 0;
 		fill_headers(r, &h, 0);
@@ -426,7 +430,7 @@ TRACE("tp_btf/tcp_bad_csum", tcp_bad_csum, TCB_HOOK_BAD_CSUM)
 	read_headers(argument(ctx, 0), &h);
 	if (!h.family)
 		return 0;
-	r = bare_incident(&s, TCB_HOOK_BAD_CSUM, TCB_DIR_IN, netns_of(argument(ctx, 0)));
+	r = bare_incident(first, &s, TCB_HOOK_BAD_CSUM, TCB_DIR_IN, netns_of(argument(ctx, 0)));
 	if (!r)
 		return 0;
 	fill_headers(r, &h, 0);
@@ -457,7 +461,7 @@ TRACE("tp_btf/kfree_skb", kfree_skb, TCB_HOOK_KFREE_SKB)
 		netns = netns_of_sock((struct sock *)argument(ctx, 3));
 	if (!netns)
 		netns = netns_of(argument(ctx, 0));
-	r = bare_incident(&s, TCB_HOOK_KFREE_SKB, out ? TCB_DIR_OUT : TCB_DIR_IN, netns);
+	r = bare_incident(first, &s, TCB_HOOK_KFREE_SKB, out ? TCB_DIR_OUT : TCB_DIR_IN, netns);
 	if (!r)
 		return 0;
 	fill_headers(r, &h, out);

@@ -150,9 +150,9 @@ static __always_inline int next_packet(struct __sk_buff *skb, __u64 *cookie, __u
 }
 
 /* Sends what the slot holds as one ring record, waking the reader as the kernel sees fit. */
-static __always_inline void send_one(__u32 hook)
+static __always_inline void send_one(struct slot *first, __u32 hook)
 {
-	struct slot *s = take(hook);
+	struct slot *s = take(first, hook);
 	__u32 len;
 
 	if (!s)
@@ -173,23 +173,26 @@ static __always_inline void send_one(__u32 hook)
 
 static __always_inline void generate_one(struct __sk_buff *skb, __u32 hook, __u32 dir, __u64 cookie, __u64 seq)
 {
+	struct slot *first = first_slot();
 	struct owner owner = {};
 	struct packet p = {};
 
+	if (!first)
+		return;
 	if (!find_tcp_fast(skb, &p)) {
 		find_tcp(skb, &p, 1);
 		if (!p.l4 || p.l4 > 4095)
 			return;
 	}
 	if (dir == TCB_DIR_OUT) {
-		find_owner(skb, &owner);
+		find_owner(skb, first, &owner);
 		owner.cookie = cookie;
 		owner.seq = seq;
 	}
 	if (cfg_generate >= 2)
-		record_packet(skb, &p, &owner, hook, dir);
+		record_packet(skb, first, &p, &owner, hook, dir);
 	if (cfg_generate == 3)
-		send_one(hook);
+		send_one(first, hook);
 	if (cfg_generate == 1)
 		skb->cb[0] = bpf_ktime_get_ns() + p.l4;
 }
@@ -227,35 +230,36 @@ int generate_samples(struct __sk_buff *skb)
 {
 	struct tuple t = {cfg_tuple.saddr, cfg_tuple.daddr, cfg_tuple.sport, cfg_tuple.dport};
 	struct sock_common *sk = bpf_skc_lookup_tcp(skb, &t, sizeof(t), -1, 0);
+	struct slot *first = first_slot();
 	int found = 0;
 
 	if (!sk)
 		return 1;
 	for (int i = 0; i < SAMPLES; i++) {
-		struct owner o = {};
+		struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+		struct sock_state *st;
 		struct tcb_sample *m;
+		__u64 now, cookie;
 		struct slot *s;
-		__u64 now;
 
-		o.tp = bpf_skc_to_tcp_sock(sk);
-		if (!o.tp)
+		if (!tp || !first)
 			break;
 		found = 1;
-		o.cookie = ((struct sock *)o.tp)->__sk_common.skc_cookie.counter;
-		o.st = sock_state((struct sock *)o.tp, o.cookie, NULL);
+		cookie = ((struct sock *)tp)->__sk_common.skc_cookie.counter;
+		st = sock_state((struct sock *)tp, cookie, NULL);
 		if (cfg_generate == 0)
 			continue;
-		s = take(TCB_HOOK_TRANSMIT);
+		s = take(first, TCB_HOOK_TRANSMIT);
 		if (!s)
 			break;
 		now = bpf_ktime_get_ns();
 		m = room(s);
 		if (m && cfg_generate == 2) {
-			fill_header(&m->h, (struct sock *)o.tp, TCB_HOOK_TRANSMIT, o.cookie, o.st, now);
+			fill_header(&m->h, (struct sock *)tp, TCB_HOOK_TRANSMIT, cookie, st, now);
 			m->h.kind = TCB_SAMPLE;
 			m->h.size = sizeof(*m);
 			m->h.dir = TCB_DIR_OUT;
-			fill_sample(m, o.tp, o.st, now);
+			fill_sample(m, tp, st, now);
 			m->trigger_seq = m->trigger_ack = m->trigger_len = 0;
 			keep(s, TCB_HOOK_TRANSMIT, sizeof(*m), now);
 		} else {

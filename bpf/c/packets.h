@@ -116,10 +116,10 @@ static __always_inline void copy_options(struct __sk_buff *skb, __u32 off, __u32
 
 /* What the socket of a packet is, as far as the hook knows it. */
 struct owner {
-	struct tcp_sock *tp;
 	struct sock_state *st;
 	__u64 cookie;
-	__u64 seq; /* of the segment among the socket's events */
+	__u64 seq;  /* of the segment among the socket's events */
+	__u64 full; /* a socket of this side that can be sampled */
 	__u64 unwanted;
 };
 
@@ -128,21 +128,35 @@ struct trigger {
 	__u64 now;
 	__u32 seq;
 	__u32 ack;
-	__u64 len;
+	__u32 len;
+	__u32 crowd; /* what crowded() said of it */
 };
 
-/* Samples the socket of a sent segment. A function so that the code of those that are not sampled is small. */
-static __noinline int sample_owner(struct slot *s, struct owner *o, struct trigger *t)
+/*
+ * Samples the socket of a sent segment, unless it is left out. A function so
+ * that the code of those that are not looked at is small.
+ */
+static __noinline int sample_owner(struct __sk_buff *skb, struct slot *s, struct owner *o, struct trigger *t)
 {
-	struct tcb_sample *m = room(s);
+	struct tcp_sock *tp = NULL;
+	struct tcb_sample *m;
 
-	if (!m || !o->tp)
+	if (skb->sk)
+		tp = bpf_skc_to_tcp_sock(skb->sk);
+	if (!tp)
 		return 0; /* not reached */
-	fill_header(&m->h, (struct sock *)o->tp, TCB_HOOK_TRANSMIT, o->cookie, o->st, t->now);
+	if (unsampled(tp, o->st, t->crowd)) {
+		leave_out(s, TCB_HOOK_TRANSMIT);
+		return 0;
+	}
+	m = room(s);
+	if (!m)
+		return 0; /* not reached */
+	fill_header(&m->h, (struct sock *)tp, TCB_HOOK_TRANSMIT, o->cookie, o->st, t->now);
 	m->h.kind = TCB_SAMPLE;
 	m->h.size = sizeof(*m);
 	m->h.dir = TCB_DIR_OUT;
-	fill_sample(m, o->tp, o->st, t->now);
+	fill_sample(m, tp, o->st, t->now);
 	m->trigger_seq = t->seq;
 	m->trigger_ack = t->ack;
 	m->trigger_len = t->len;
@@ -154,11 +168,11 @@ static __noinline int sample_owner(struct slot *s, struct owner *o, struct trigg
  * Records a segment, and a sample of its socket if there is one. The same code
  * for the hooks and for the load generator.
  */
-static __always_inline void record_packet(struct __sk_buff *skb, struct packet *p, struct owner *o, __u32 hook,
-					  __u32 dir)
+static __always_inline void record_packet(struct __sk_buff *skb, struct slot *first, struct packet *p, struct owner *o,
+					  __u32 hook, __u32 dir)
 {
 	__u32 tcp_len, n, len, total, seq, ack, l3 = p->l3, l4 = p->l4;
-	int sample = dir == TCB_DIR_OUT && cfg_transmit && o->tp;
+	int sample = dir == TCB_DIR_OUT && cfg_transmit && o->full;
 	struct copies copies;
 	struct tcb_segment *r;
 	struct tcphdr *tcp;
@@ -169,10 +183,10 @@ static __always_inline void record_packet(struct __sk_buff *skb, struct packet *
 	tcp = bytes_at(skb, l4, &copies.tcp, sizeof(copies.tcp));
 	if (!tcp)
 		return; /* cut short: not a segment */
-	s = take(cfg_packets ? hook : TCB_HOOK_TRANSMIT);
+	s = take(first, cfg_packets ? hook : TCB_HOOK_TRANSMIT);
 	if (!s) {
 		if (sample && cfg_packets)
-			missed_also(TCB_HOOK_TRANSMIT);
+			missed_also(first, TCB_HOOK_TRANSMIT);
 		return;
 	}
 	now = bpf_ktime_get_ns();
@@ -280,12 +294,13 @@ sample:
 	if (sample) {
 		if (cfg_packets)
 			s->tally[TCB_HOOK_TRANSMIT].seen++;
-		if (unsampled(o->tp, o->st, crowded())) {
+		n = crowded(first);
+		if (n && left_before(o->st)) {
 			leave_out(s, TCB_HOOK_TRANSMIT);
 		} else {
-			struct trigger t = {now, seq, ack, len};
+			struct trigger t = {now, seq, ack, len, n};
 
-			sample_owner(s, o, &t);
+			sample_owner(skb, s, o, &t);
 		}
 	}
 out:
@@ -293,27 +308,32 @@ out:
 }
 
 /*
- * Finds the socket that sent skb. In a namespace that only forwards, skb->sk
- * still is the sender's of another namespace: that is not this side's socket.
+ * Finds the socket that sent skb, which no segment was sent by before. In a
+ * namespace that only forwards, skb->sk still is the sender's of another
+ * namespace: that is not this side's socket.
  */
-static __always_inline void find_owner(struct __sk_buff *skb, struct owner *o)
+static __noinline int find_new_owner(struct __sk_buff *skb, struct slot *first, struct owner *o)
 {
 	void *sk = skb->sk;
-	struct sock *full;
+	struct tcp_sock *tp;
 
 	if (!sk)
-		return;
-	o->tp = bpf_skc_to_tcp_sock(sk);
-	if (o->tp) {
-		full = (struct sock *)o->tp;
-		if (!in_netns(full, cfg_link_netns) || BITS(full, sk_type) != SOCK_STREAM) {
-			o->tp = NULL;
-			return;
-		}
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (tp) {
+		struct sock *full = (struct sock *)tp;
+
+		if (!in_netns(first, full, cfg_link_netns) || BITS(full, sk_type) != SOCK_STREAM)
+			return 0;
+		o->full = 1;
 		o->cookie = full->__sk_common.skc_cookie.counter;
 		if (unlikely(!o->cookie))
 			o->cookie = bpf_get_socket_cookie(skb);
 		o->st = sock_state(full, o->cookie, cfg_packets ? &o->seq : NULL);
+		if (o->st) {
+			barrier();
+			WRITE_ONCE(o->st->sends, (__u64)sk);
+		}
 	} else {
 		/* A SYN-ACK's: the connection will inherit its cookie. */
 		struct tcp_request_sock *rsk = bpf_skc_to_tcp_request_sock(sk);
@@ -321,6 +341,34 @@ static __always_inline void find_owner(struct __sk_buff *skb, struct owner *o)
 		if (rsk && rsk->req.req.__req_common.skc_net.net->net_cookie == cfg_link_netns)
 			o->cookie = bpf_get_socket_cookie(skb);
 	}
+	return 0;
+}
+
+/* The same for any: what is kept with a socket says that it was found before, and nothing of the socket itself is read. */
+static __always_inline void find_owner(struct __sk_buff *skb, struct slot *first, struct owner *o)
+{
+	void *sk = skb->sk;
+
+	if (!sk)
+		return;
+	o->st = bpf_sk_storage_get(&sock_states, sk, NULL, 0);
+	if (unlikely(!o->st || READ_ONCE(o->st->sends) != (__u64)sk)) {
+		o->st = NULL;
+		find_new_owner(skb, first, o);
+		return;
+	}
+	o->full = 1;
+	o->cookie = o->st->cookie;
+	if (cfg_packets)
+		o->seq = next_seq(o->st);
+}
+
+/* Tells whether the socket that sent skb is of the wanted cgroup. */
+static __always_inline int sender_in_cgroup(struct __sk_buff *skb)
+{
+	struct tcp_sock *tp = skb->sk ? bpf_skc_to_tcp_sock(skb->sk) : NULL;
+
+	return tp && in_cgroup((struct sock *)tp);
 }
 
 /*
@@ -358,9 +406,12 @@ __noinline int packet_in_cgroup(struct __sk_buff *skb, struct packet *p)
 
 static __always_inline int on_packet(struct __sk_buff *skb, __u32 hook, __u32 dir, int l2)
 {
+	struct slot *first = first_slot();
 	struct owner owner = {};
 	struct packet p;
 
+	if (!first)
+		return TC_ACT_UNSPEC;
 	if (!l2 || !find_tcp_fast(skb, &p)) {
 		struct packet found = {};
 
@@ -372,16 +423,16 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 hook, __u32 di
 			return TC_ACT_UNSPEC;
 	}
 	if (dir == TCB_DIR_OUT) {
-		find_owner(skb, &owner);
+		find_owner(skb, first, &owner);
 		if (cfg_filter & FILTER_CGROUP)
-			owner.unwanted = !owner.tp || !in_cgroup((struct sock *)owner.tp);
+			owner.unwanted = !owner.full || !sender_in_cgroup(skb);
 	} else if (cfg_filter & FILTER_CGROUP) {
 		struct packet copy = {.l3 = p.l3, .l4 = p.l4, .family = p.family};
 
 		owner.unwanted = !packet_in_cgroup(skb, &copy);
 	}
-	if (cfg_packets || (owner.tp && cfg_transmit))
-		record_packet(skb, &p, &owner, hook, dir);
+	if (cfg_packets || (owner.full && cfg_transmit))
+		record_packet(skb, first, &p, &owner, hook, dir);
 	return TC_ACT_UNSPEC;
 }
 

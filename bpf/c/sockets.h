@@ -38,6 +38,8 @@ struct sock_state {
 	__u64 digest;    /* of the last sample, for samples: changes and limited */
 	__u64 due;       /* samples: limited: when the socket would be sampled next at its rate */
 	__u64 crowded;   /* samples: limited: when the socket last had a segment on a crowded CPU, 0: never */
+	__u64 left;      /* ... and when one was last left out there */
+	__u64 sends;     /* address of the socket: its segments may be taken for those of a connection of this side. A clone has another one */
 };
 
 _Static_assert(offset_of(struct sock_state, seq) == 64 - 8, "what is written shares a cache line with what is read");
@@ -54,15 +56,11 @@ struct {
  * it holds, so that no other is ever at the same address. That is found out
  * once for each CPU; the cookie lies in a cache line that nobody else needs.
  */
-static __always_inline int in_netns(struct sock *sk, __u64 cookie)
+static __always_inline int in_netns(struct slot *first, struct sock *sk, __u64 cookie)
 {
 	struct net *net = sk->__sk_common.skc_net.net;
-	struct slot *first = first_slot();
-	__u64 own;
+	__u64 own = READ_ONCE(first->net);
 
-	if (!first)
-		return 0;
-	own = READ_ONCE(first->net);
 	if (likely(own))
 		return own == (__u64)net;
 	if (net->net_cookie != cookie)
@@ -71,9 +69,9 @@ static __always_inline int in_netns(struct sock *sk, __u64 cookie)
 	return 1;
 }
 
-static __always_inline int other_netns(struct sock *sk)
+static __always_inline int other_netns(struct slot *first, struct sock *sk)
 {
-	return cfg_netns && !in_netns(sk, cfg_netns);
+	return cfg_netns && !in_netns(first, sk, cfg_netns);
 }
 
 /* The cookie of a socket, made if it has none yet. */
@@ -111,6 +109,7 @@ static __always_inline struct sock_state *sock_state(struct sock *sk, __u64 cook
 			st->digest = 0;
 			st->due = 0;
 			st->crowded = 0;
+			st->left = 0;
 			if (seq)
 				*seq = next_seq(st);
 		}
@@ -245,12 +244,11 @@ static __always_inline int unchanged(struct tcp_sock *tp, struct sock_state *st)
  * long. All count, sampled or not, and it ends when there have been fewer for
  * as long. Who interrupts another one here may go uncounted.
  */
-static __always_inline int crowded(void)
+static __always_inline int crowded(struct slot *first)
 {
 	__u64 most = ((__u64)cfg_hz << LIMIT_SHIFT) / 4, now = bpf_jiffies64() << LIMIT_SHIFT, due;
-	struct slot *first = first_slot();
 
-	if (!cfg_limit_step || !first)
+	if (!cfg_limit_step)
 		return 0;
 	if (!cfg_above_step)
 		return 1;
@@ -281,10 +279,17 @@ static __always_inline int beyond_rate(struct sock_state *st, __u64 now)
 	return 0;
 }
 
+/* True if a segment of the socket was left out in this jiffy: on a crowded CPU no more of them are looked at. */
+static __always_inline int left_before(struct sock_state *st)
+{
+	return st && st->left == bpf_jiffies64() << LIMIT_SHIFT;
+}
+
 /*
  * True if the socket is on a crowded CPU, or was lately, is beyond its rate,
  * and nothing of what tells of an incident changed since its last sample: that
- * is sampled at once.
+ * is sampled at the next segment; but on a crowded CPU, where not even that is
+ * looked at, in the next jiffy, unless tcp_cong_state_set tells of it.
  *
  * Lately, because the cost of a sample is not its instructions: a socket that
  * works on two CPUs has most of its cache lines on one of them, and a sample
@@ -298,6 +303,8 @@ static __always_inline int limited(struct tcp_sock *tp, struct sock_state *st, i
 
 	if (!st)
 		return 0;
+	if (crowd && left_before(st))
+		return 1;
 	d = (__u64)tp->snd_ssthresh << 32 | (tp->mss_cache & 0xffff) << 16 | BITS(icsk, icsk_ca_state) << 8 |
 	    icsk->icsk_retransmits;
 	if (crowd)
@@ -305,8 +312,10 @@ static __always_inline int limited(struct tcp_sock *tp, struct sock_state *st, i
 	else
 		crowd = st->crowded && now - st->crowded < lately;
 	beyond = beyond_rate(st, now);
-	if (crowd && beyond && st->digest == d)
+	if (crowd && beyond && st->digest == d) {
+		st->left = now;
 		return 1;
+	}
 	st->digest = d;
 	return 0;
 }
@@ -341,12 +350,9 @@ static __always_inline void leave_out(struct slot *s, __u32 hook)
 }
 
 /* The same without a slot. */
-static __always_inline void leave_out_apart(__u32 hook)
+static __always_inline void leave_out_apart(struct slot *first, __u32 hook)
 {
-	struct slot *first = first_slot();
-
-	if (first)
-		__sync_fetch_and_add(cfg_limit_step ? &first->apart[hook].limited : &first->apart[hook].filtered, 1);
+	__sync_fetch_and_add(cfg_limit_step ? &first->apart[hook].limited : &first->apart[hook].filtered, 1);
 }
 
 /*
@@ -581,7 +587,8 @@ static __always_inline void read_cb(struct skb_cb *out, const struct sk_buff *sk
 
 
 /* Makes a sample of sk at one of the hooks; skb may be NULL. A segment that leaves has its acknowledgement number in ack only. */
-static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, struct sk_buff *skb, __u32 ack)
+static __always_inline int sample_at(struct slot *first, __u32 hook, __u32 dir, struct sock *sk, struct sk_buff *skb,
+				     __u32 ack)
 {
 	int segment = hook == TCB_HOOK_TCP_PROBE || hook == TCB_HOOK_TRANSMIT, crowd = 0;
 	struct sock_state *st;
@@ -592,8 +599,8 @@ static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, str
 	__u64 now, cookie;
 
 	/* What is not wanted is told before a slot is taken: on a busy host that is nearly all. */
-	if (other_netns(sk)) {
-		pass(hook);
+	if (other_netns(first, sk)) {
+		pass(first, hook);
 		return 0;
 	}
 	tp = bpf_skc_to_tcp_sock(sk);
@@ -601,19 +608,19 @@ static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, str
 		return 0;
 	sk = (struct sock *)tp;
 	if (!cfg_filter && segment) {
-		crowd = crowded();
+		crowd = crowded(first);
 		if (crowd && hook == TCB_HOOK_TCP_PROBE && had_another(tp)) {
-			leave_out_apart(hook);
+			leave_out_apart(first, hook);
 			return 0;
 		}
 	}
 	cookie = sock_cookie(sk);
 	st = sock_state(sk, cookie, NULL);
 	if (!cfg_filter && segment && unsampled(tp, st, crowd)) {
-		leave_out_apart(hook);
+		leave_out_apart(first, hook);
 		return 0;
 	}
-	s = take(hook);
+	s = take(first, hook);
 	if (!s)
 		return 0;
 	now = bpf_ktime_get_ns();
@@ -630,7 +637,7 @@ static __always_inline int sample_at(__u32 hook, __u32 dir, struct sock *sk, str
 		if (!wanted(&r->h) || (cfg_filter & FILTER_CGROUP && !in_cgroup(sk)))
 			goto filtered;
 		/* Only now, because what is not wanted makes no CPU crowded. */
-		if (segment && unsampled(tp, st, crowded())) {
+		if (segment && unsampled(tp, st, crowded(first))) {
 			leave_out(s, hook);
 			give(s);
 			return 0;
@@ -651,7 +658,7 @@ filtered:
 
 TRACE_OWNED("tp_btf/tcp_probe", tcp_probe, TCB_HOOK_TCP_PROBE)
 {
-	return sample_at(TCB_HOOK_TCP_PROBE, TCB_DIR_IN, (struct sock *)ctx[0], (struct sk_buff *)ctx[1], 0);
+	return sample_at(first, TCB_HOOK_TCP_PROBE, TCB_DIR_IN, (struct sock *)ctx[0], (struct sk_buff *)ctx[1], 0);
 }
 
 /*
@@ -661,12 +668,13 @@ TRACE_OWNED("tp_btf/tcp_probe", tcp_probe, TCB_HOOK_TCP_PROBE)
  */
 TRACE_OWNED("fentry/__tcp_transmit_skb", tcp_transmit, TCB_HOOK_TRANSMIT)
 {
-	return sample_at(TCB_HOOK_TRANSMIT, TCB_DIR_OUT, (struct sock *)ctx[0], (struct sk_buff *)ctx[1], (__u32)ctx[4]);
+	return sample_at(first, TCB_HOOK_TRANSMIT, TCB_DIR_OUT, (struct sock *)ctx[0], (struct sk_buff *)ctx[1],
+			 (__u32)ctx[4]);
 }
 
 TRACE("tp_btf/tcp_destroy_sock", tcp_destroy_sock, TCB_HOOK_DESTROY_SOCK)
 {
-	return sample_at(TCB_HOOK_DESTROY_SOCK, TCB_DIR_NONE, (struct sock *)ctx[0], NULL, 0);
+	return sample_at(first, TCB_HOOK_DESTROY_SOCK, TCB_DIR_NONE, (struct sock *)ctx[0], NULL, 0);
 }
 
 /*
@@ -677,14 +685,15 @@ SEC("iter/tcp")
 int inventory(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *skc = ctx->sk_common;
+	struct slot *first = first_slot();
 	struct tcp_sock *tp;
 	__u8 one = 1;
 
-	if (!skc)
+	if (!skc || !first)
 		return 0;
 	tp = bpf_skc_to_tcp_sock(skc);
 	if (tp)
-		sample_at(TCB_HOOK_INVENTORY, TCB_DIR_NONE, (struct sock *)tp, NULL, 0);
+		sample_at(first, TCB_HOOK_INVENTORY, TCB_DIR_NONE, (struct sock *)tp, NULL, 0);
 	bpf_seq_write(ctx->meta->seq, &one, sizeof(one));
 	return 0;
 }

@@ -157,7 +157,7 @@ __noinline int send(struct slot *s)
 	return 0;
 }
 
-/* The first slot of this CPU, which has what is kept for all of them too; never NULL, but the verifier does not know. */
+/* The first slot of this CPU, which has what is kept for all of them too: looked up once by each program. Never NULL, but the verifier does not know. */
 static __always_inline struct slot *first_slot(void)
 {
 	__u32 i = bpf_get_smp_processor_id() * LEVELS;
@@ -184,35 +184,25 @@ static __always_inline enum place place_of(struct sock *sk)
 }
 
 /* The hook's program begins, unless it interrupts itself: then the kernel leaves it out. */
-static __always_inline struct slot *enter(__u32 hook, enum place place)
+static __always_inline void enter(struct slot *first, __u32 hook, enum place place)
 {
-	struct slot *first = first_slot();
-
-	if (first) {
-		WRITE_ONCE(first->inside[hook], 1);
-		if (place != ANYWHERE)
-			WRITE_ONCE(first->begun[BEGUN_OF(hook)], place == IN_BH ? BEGUN : TAKEN_BACK);
-	}
+	WRITE_ONCE(first->inside[hook], 1);
+	if (place != ANYWHERE)
+		WRITE_ONCE(first->begun[BEGUN_OF(hook)], place == IN_BH ? BEGUN : TAKEN_BACK);
 	barrier();
-	return first;
 }
 
-static __always_inline int leave(struct slot *first, __u32 hook)
+static __always_inline void leave(struct slot *first, __u32 hook)
 {
 	barrier();
-	if (first)
-		WRITE_ONCE(first->inside[hook], 0);
-	return 0;
+	WRITE_ONCE(first->inside[hook], 0);
 }
 
 /* Tells whether the kernel has left out the hook's program for this event, and counts it. */
-static __always_inline int left_out(__u32 hook, enum place place)
+static __always_inline int left_out(struct slot *first, __u32 hook, enum place place)
 {
-	struct slot *first = first_slot();
 	__u8 begun;
 
-	if (!first)
-		return 0;
 	begun = place == IN_BH ? READ_ONCE(first->begun[BEGUN_OF(hook)]) : NEVER;
 	if (likely(begun == BEGUN)) {
 		WRITE_ONCE(first->begun[BEGUN_OF(hook)], TAKEN_BACK);
@@ -245,34 +235,37 @@ static __always_inline int left_out(__u32 hook, enum place place)
 #define TRACE_OWNED(section, name, hook) TRACE_AT(section, name, hook, place_of((struct sock *)ctx[0]))
 
 #define TRACE_AT(section, name, hook, place)                                                                           \
-	static __always_inline int name##_event(__u64 *ctx);                                                           \
+	static __always_inline int name##_event(__u64 *ctx, struct slot *first);                                       \
 	SEC(section)                                                                                                   \
 	int name(__u64 *ctx)                                                                                           \
 	{                                                                                                              \
-		struct slot *first = enter(hook, place);                                                               \
+		struct slot *first = first_slot();                                                                     \
                                                                                                                        \
-		name##_event(ctx);                                                                                     \
-		return leave(first, hook);                                                                             \
+		if (!first)                                                                                            \
+			return 0;                                                                                      \
+		enter(first, hook, place);                                                                             \
+		name##_event(ctx, first);                                                                              \
+		leave(first, hook);                                                                                    \
+		return 0;                                                                                              \
 	}                                                                                                              \
 	SEC(section)                                                                                                   \
 	int name##_again(__u64 *ctx)                                                                                   \
 	{                                                                                                              \
-		return left_out(hook, place) ? name##_event(ctx) : 0;                                                  \
+		struct slot *first = first_slot();                                                                     \
+                                                                                                                       \
+		return first && left_out(first, hook, place) ? name##_event(ctx, first) : 0;                           \
 	}                                                                                                              \
-	static __always_inline int name##_event(__u64 *ctx)
+	static __always_inline int name##_event(__u64 *ctx, struct slot *first)
 
 /*
  * Returns a slot that the caller owns until give(), NULL if there is none; the
  * event is counted in either case. The time of an event is read after take, so
  * that user space, having seen no busy slot, knows that none will be older.
  */
-static __always_inline struct slot *take(__u32 hook)
+static __always_inline struct slot *take(struct slot *first, __u32 hook)
 {
-	struct slot *s, *first;
+	struct slot *s = first;
 
-	first = s = first_slot();
-	if (!s)
-		return NULL;
 	if (unlikely(__sync_lock_test_and_set(&s->busy, 1))) {
 		__u32 i = bpf_get_smp_processor_id() * LEVELS;
 
@@ -293,21 +286,15 @@ taken:
 }
 
 /* Counts an event that would have had the slot that take did not give. */
-static __always_inline void missed_also(__u32 hook)
+static __always_inline void missed_also(struct slot *first, __u32 hook)
 {
-	struct slot *first = first_slot();
-
-	if (first)
-		__sync_fetch_and_add(&first->apart[hook].over, 1);
+	__sync_fetch_and_add(&first->apart[hook].over, 1);
 }
 
 /* Counts an event that is filtered and needs no slot for that. */
-static __always_inline void pass(__u32 hook)
+static __always_inline void pass(struct slot *first, __u32 hook)
 {
-	struct slot *first = first_slot();
-
-	if (first)
-		__sync_fetch_and_add(&first->apart[hook].filtered, 1);
+	__sync_fetch_and_add(&first->apart[hook].filtered, 1);
 }
 
 /* Returns room for one record of any kind in a slot that the caller owns. */

@@ -28,6 +28,7 @@ SEC("xdp")
 int xdp_ingress(struct xdp_md *ctx)
 {
 	__u32 tcp_len, n, total, l3, l4;
+	struct slot *first = first_slot();
 	struct packet found = {};
 	struct tcb_segment *r;
 	struct tcphdr tcp;
@@ -46,7 +47,7 @@ int xdp_ingress(struct xdp_md *ctx)
 	if (found.family == 4 ? bpf_xdp_load_bytes(ctx, l3, &ip.ip4, sizeof(ip.ip4)) :
 				bpf_xdp_load_bytes(ctx, l3, &ip.ip6, sizeof(ip.ip6)))
 		return XDP_PASS;
-	s = take(TCB_HOOK_XDP);
+	s = first ? take(first, TCB_HOOK_XDP) : NULL;
 	if (!s)
 		return XDP_PASS;
 	r = room(s);
