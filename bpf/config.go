@@ -119,7 +119,7 @@ func (s Sockets) limit(hz uint32) (l limit) {
 // Events configures the group of incidents.
 type Events struct {
 	Enabled bool `mapstructure:"enabled"` // record what happens to connections
-	// Hooks are the names of the tracepoints, as event.Hook.String gives them.
+	// Hooks are the names of the tracepoints. tcp_rcv_space_adjust, which is called at every read of a receiver, can be added.
 	Hooks []string `mapstructure:"hooks"`
 }
 

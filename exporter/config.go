@@ -37,14 +37,14 @@ type Config struct {
 	// Endpoint is where OTLP goes. gRPC: host:port, or a URL whose scheme chooses TLS (https)
 	// or not (http). HTTP: the base URL, to which /v1/metrics is added. Empty means
 	// http://localhost:4317 for gRPC and http://localhost:4318 for HTTP. Without a scheme,
-	// TLS is used unless TLS.Insecure is set.
+	// TLS is used unless that is switched off (tls.insecure).
 	Endpoint string `mapstructure:"endpoint"`
-	// MetricsEndpoint is the URL for metrics as it is, nothing added. It wins over Endpoint.
+	// MetricsEndpoint is the URL for metrics as it is, nothing added. It wins over the endpoint.
 	MetricsEndpoint string `mapstructure:"metrics_endpoint"`
 	// Headers go with every request. Their values are secrets: they print as [REDACTED].
 	Headers map[string]configopaque.String `mapstructure:"headers"`
 	// HeadersFile names a file of further headers, one "name: value" a line, read at start; a
-	// name that is in Headers too has the value of Headers.
+	// name that is given as a header too keeps that value.
 	HeadersFile string `mapstructure:"headers_file"`
 	// Compression of requests: gzip, zstd, snappy or none.
 	Compression string `mapstructure:"compression"`
@@ -64,7 +64,7 @@ type Points struct {
 	// Temporality of counters: cumulative or delta.
 	Temporality string `mapstructure:"temporality"`
 	// Attributes are the data point attributes that tell connections apart or describe them,
-	// in the order in which they are written; see Attributes in this package's constants.
+	// in the order in which they are written: docs/metrics.md lists them.
 	Attributes []string `mapstructure:"attributes"`
 	// Resource holds further resource attributes. They win over those found by the program.
 	Resource map[string]string `mapstructure:"resource"`
@@ -100,7 +100,7 @@ type RetryConfig struct {
 // QueueConfig is about the queue between the pipeline and the network.
 type QueueConfig struct {
 	// Enabled lets the pipeline go on while requests are sent. Without a queue each
-	// collection waits for its delivery and fails with it; see [Config.Synchronous].
+	// collection waits for its delivery and fails with it.
 	Enabled bool `mapstructure:"enabled"`
 	// Size is the most data points that wait. A full queue refuses, which is counted.
 	Size int64 `mapstructure:"size"`

@@ -16,14 +16,14 @@ type Config struct {
 	// Off lists metrics that are not told, by name. A name that ends in * stands for all
 	// metrics that begin so.
 	Off []string `mapstructure:"off"`
-	// IdleTimeout ends a connection that had no event for so long (EndIdle).
+	// IdleTimeout ends a connection that had no event for so long: it ends as idle.
 	IdleTimeout time.Duration `mapstructure:"idle_timeout"`
 	// HandshakeTimeout is IdleTimeout for connections that were never established.
 	HandshakeTimeout time.Duration `mapstructure:"handshake_timeout"`
 	// Linger keeps a closed connection for so long, so that late segments are counted in it.
 	Linger time.Duration `mapstructure:"linger"`
 	// MaxConnections bounds the connections that are followed at a time, each about 1.3 KB.
-	// One more evicts another (EndEvicted): of a few, one whose handshake is not complete, or
+	// One more evicts another: of a few, one whose handshake is not complete, or
 	// else the one that was quiet for the longest time.
 	MaxConnections int `mapstructure:"max_connections"`
 }

@@ -69,7 +69,7 @@ type Config struct {
 	// Sync says when blocks are forced to the device, see SyncMode.
 	Sync SyncMode `mapstructure:"sync"`
 
-	// SyncInterval is the time between two synchronisations in mode SyncInterval. An idle
+	// SyncInterval is the time between two synchronisations where these are made at an interval. An idle
 	// spool is not synchronised at all.
 	SyncInterval time.Duration `mapstructure:"sync_interval"`
 
