@@ -43,9 +43,8 @@ build: ## build bin/tcbee-export
 demo: build ## a lossy link, a transfer over it, and its metrics, live (root; without, a recorded one is shown)
 	./$(BIN) demo
 
-# One package after the other: hooks and counters are those of the whole machine, and what captures is held
-# against clocks and counters.
-# One package at a time: the hooks are the kernel's, and tests that count must not meet one another's traffic.
+# One package at a time: the hooks and counters are those of the whole machine, and tests that count must not meet
+# one another's traffic.
 test: ## all tests; as root also those that load programs into the kernel
 	$(GO) test -p 1 -timeout 20m $(TESTFLAGS) $(PKG)
 
