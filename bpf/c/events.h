@@ -10,8 +10,8 @@ const volatile __u8 cfg_reset_reason = 0;   /* tp_btf/tcp_send_reset has the arg
 const volatile __u8 cfg_kfree_sock = 0;     /* tp_btf/kfree_skb has the argument rx_sk (6.11) */
 
 /* Begins an incident about sk, a TCP socket; NULL if it is not to be recorded. */
-static __always_inline struct tcb_incident *incident(struct slot *first, struct slot **slot, __u32 hook, __u32 dir, struct sock *sk,
-						     struct sock_state **state)
+static __always_inline struct tcb_incident *incident(struct slot *first, struct slot **slot, __u32 hook, __u32 dir,
+						     struct sock *sk, struct sock_state **state)
 {
 	struct sock_state *st;
 	struct tcb_incident *r;

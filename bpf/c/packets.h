@@ -308,7 +308,7 @@ out:
 }
 
 /*
- * Finds the socket that sent skb, which no segment was sent by before. In a
+ * Finds the socket that sent skb where find_owner does not know it yet. In a
  * namespace that only forwards, skb->sk still is the sender's of another
  * namespace: that is not this side's socket.
  */
@@ -344,7 +344,7 @@ static __noinline int find_new_owner(struct __sk_buff *skb, struct slot *first, 
 	return 0;
 }
 
-/* The same for any: what is kept with a socket says that it was found before, and nothing of the socket itself is read. */
+/* Finds the socket that sent skb: what is kept with it says that it was found before, and nothing of the socket itself is read. */
 static __always_inline void find_owner(struct __sk_buff *skb, struct slot *first, struct owner *o)
 {
 	void *sk = skb->sk;

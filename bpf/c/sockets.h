@@ -39,7 +39,7 @@ struct sock_state {
 	__u64 due;       /* samples: limited: when the socket would be sampled next at its rate */
 	__u64 crowded;   /* samples: limited: when the socket last had a segment on a crowded CPU, 0: never */
 	__u64 left;      /* ... and when one was last left out there */
-	__u64 sends;     /* address of the socket: its segments may be taken for those of a connection of this side. A clone has another one */
+	__u64 sends;     /* address of the socket, once it is known for a TCP socket of this side; a clone has another one */
 };
 
 _Static_assert(offset_of(struct sock_state, seq) == 64 - 8, "what is written shares a cache line with what is read");
