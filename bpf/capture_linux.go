@@ -64,6 +64,7 @@ type Capture struct {
 	backlog func(behind bool)          // see OnBacklog
 	watcher *watcher                   // see Watch
 	looks   atomic.Uint64              // how often Next looked for something to do
+	before  [event.Hooks]uint64        // what unran counted until the programs recorded
 	missing [event.Hooks]atomic.Uint64 // what missed has told
 
 	mu      sync.Mutex // guards what follows
@@ -188,10 +189,22 @@ func (c *Capture) open(ctx context.Context) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if err := c.begin(); err != nil {
+		return err
+	}
 	if err := c.startInventory(); err != nil {
 		return err
 	}
 	c.obj.cache = nil // no more programs to load
+	return nil
+}
+
+// begin has the attached programs record. Events that they interrupted before are nobody's loss.
+func (c *Capture) begin() error {
+	c.before = c.unran()
+	if err := c.obj.record(); err != nil {
+		return fmt.Errorf("begin to record: %w", err)
+	}
 	return nil
 }
 
@@ -572,12 +585,15 @@ func (c *Capture) addUntold(counters *[event.Hooks]event.Counters) (leftOut uint
 	return leftOut
 }
 
-// unran is how often the kernel did not run a program of each hook, because it was running already.
+// unran is how often the kernel did not run a program of each hook since begin, because it was running already.
 func (c *Capture) unran() (n [event.Hooks]uint64) {
 	for _, p := range c.programs {
 		if s, err := p.prog.Stats(); err == nil {
 			n[p.hook] += s.RecursionMisses
 		}
+	}
+	for h, before := range c.before {
+		n[h] -= min(n[h], before)
 	}
 	return n
 }

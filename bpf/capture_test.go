@@ -54,6 +54,17 @@ func in(n *netlab.Namespace) Config {
 	return cfg
 }
 
+// skipDevice ends a test that has no network device of a kind. A kernel without that kind says so; with TCBEE_REQUIRE_BPF=1
+// every other reason is a failure.
+func skipDevice(t *testing.T, kind string, err error) {
+	t.Helper()
+	reason := fmt.Errorf("no %s device: %w", kind, err)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skip(reason)
+	}
+	netlab.Skip(t, reason)
+}
+
 // connect opens a connection to an address of another namespace; both ends are closed at the test's end.
 func connect(t *testing.T, from, to *netlab.Namespace, addr netip.Addr, congestion string) (conn, peer *net.TCPConn) {
 	t.Helper()
@@ -62,7 +73,7 @@ func connect(t *testing.T, from, to *netlab.Namespace, addr netip.Addr, congesti
 	defer func() { require.NoError(t, ln.Close()) }()
 	conn, err = from.Dial(t.Context(), ln.Addr().(*net.TCPAddr).AddrPort(), congestion)
 	if errors.Is(err, unix.ENOENT) {
-		t.Skipf("this kernel has no %s", congestion)
+		netlab.Skip(t, fmt.Errorf("this kernel has no %s", congestion))
 	}
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() }) // the test may have done so

@@ -78,8 +78,8 @@ const (
 type Sockets struct {
 	Enabled bool `mapstructure:"enabled"` // sample the state of sockets
 	// Samples says at which segments a socket's state is sampled. every: at every one that the hooks see; limited: at every one too, but on a CPU that has more than
-	// limit_above of them a second, and for a quarter of a second after it on any other, only as long as the socket keeps to rate and burst, and beyond that where its congestion
-	// state, slow start threshold, MSS or count of timeouts is not that of its last sample; changes: where congestion window, RTT, loss state or the peer's window is not that of its last
+	// limit_above of them a second, and for a quarter of a second after it on any other, only as long as the socket keeps to rate and burst, and beyond that at the
+	// next segment after tcp_cong_state_set has told of a change of its congestion state; changes: where congestion window, RTT, loss state or the peer's window is not that of its last
 	// sample; off: only when it is destroyed.
 	Samples    Samples `mapstructure:"samples"`
 	LimitAbove int     `mapstructure:"limit_above"` // with samples: limited, segments a second, sampled or not, that one CPU has to have for its sockets to be limited; 0: they always are
@@ -96,10 +96,7 @@ const limitShift = 20
 
 // limit is what samples: limited asks of the programs, in 2^-limitShift jiffies: what one sample takes of a socket's time, by how much the socket may be
 // ahead of its rate, and what one segment takes of a CPU's time. All are 0 where there is no limit, and above where it always holds.
-type limit struct {
-	step, ahead, above uint64
-	burst              uint32
-}
+type limit struct{ step, ahead, above uint64 }
 
 // limit is the limit for a kernel with hz jiffies a second.
 func (s Sockets) limit(hz uint32) (l limit) {
@@ -109,7 +106,6 @@ func (s Sockets) limit(hz uint32) (l limit) {
 	second := uint64(hz) << limitShift
 	l.step = max(second/uint64(s.Rate), 1)
 	l.ahead = l.step * uint64(s.Burst-1)
-	l.burst = uint32(s.Burst)
 	if s.LimitAbove > 0 {
 		l.above = max(second/uint64(s.LimitAbove), 1)
 	}

@@ -5,6 +5,7 @@
 package bpf
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -146,11 +147,11 @@ func TestFilterByCgroup(t *testing.T) {
 	}
 	_, err := Filter{Cgroup: base}.cgroupID()
 	if err != nil {
-		t.Skipf("no cgroup 2 here: %v", err)
+		netlab.Skip(t, fmt.Errorf("no cgroup 2 here: %w", err))
 	}
 	dir, err := os.MkdirTemp(base, "tcbee-test-")
 	if err != nil {
-		t.Skipf("cannot make a cgroup: %v", err)
+		netlab.Skip(t, fmt.Errorf("make a cgroup: %w", err))
 	}
 	t.Cleanup(func() { _ = os.Remove(dir) })
 	l := lab(t, netlab.Options{})

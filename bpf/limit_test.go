@@ -208,64 +208,48 @@ func TestSocketsAreLimitedOnABusyCPU(t *testing.T) {
 	whole(t, r, a)
 }
 
-// On a busy CPU a received segment gives no sample if the socket had another in the same tick of the kernel's clock, but for the first of a
-// socket; and however many there are, all are counted.
-func TestReceivedSegmentsAreLookedAtOnceATick(t *testing.T) {
-	l := lab(t, netlab.Options{NoOffload: true})
+// A socket that is limited goes on being sampled, at its rate: it is not forgotten that it has a sample to come.
+func TestLimitedSocketsAreSampledAtTheirRate(t *testing.T) {
+	l := lab(t, netlab.Options{NoOffload: true, Rate: 50_000_000})
 	hz, err := kernelHZ()
 	require.NoError(t, err)
-	for name, burst := range map[string]int{"few at first": 20, "as many as it likes": maxRate} {
-		t.Run(name, func(t *testing.T) {
-			cfg := in(l.A)
-			cfg.Sockets = limitedTo(maxRate, burst) // the rate limits nothing
-			r, a := during(t, cfg, func(*Capture) {
-				for _, from := range []*netlab.Namespace{l.A, l.B} {
-					to := l.B
-					if from == l.B {
-						to = l.A
-					}
-					_, err := l.Transfer(bounded(t), netlab.Transfer{From: from, To: to, Bytes: 8 << 20})
-					require.NoError(t, err)
-				}
-				require.NoError(t, l.A.Quiet(bounded(t)))
-			})
-			r.identity(t, a)
-			whole(t, r, a)
-			many := 0
-			for cookie, all := range bySocket(r) {
-				var first, last uint64
-				probes := 0
-				var segments uint32 // received, as the socket counts them
-				for _, h := range all {
-					if h.Kind == event.KindSample {
-						segments = max(segments, h.Sample().SegsIn)
-					}
-					if h.Hook != event.HookTCPProbe {
-						continue
-					}
-					if probes == 0 {
-						first = h.Time
-					}
-					last = h.Time
-					probes++
-				}
-				if segments < 100 {
-					continue
-				}
-				many++
-				ticks := int((last-first)*uint64(hz)/1e9) + 2
-				if burst < maxRate {
-					require.LessOrEqual(t, probes, burst+ticks, "socket %d: %d samples of %d segments in %d ticks", cookie, probes, segments, ticks)
+	const rate = 20
+	due := uint64(1e9/rate + 2e9/hz) // a sample belongs to a tick, and so does a segment
+	cfg := in(l.A)
+	cfg.Sockets = limitedTo(rate, 1)
+	r, a := during(t, cfg, func(*Capture) {
+		for _, ends := range [][2]*netlab.Namespace{{l.A, l.B}, {l.B, l.A}} {
+			_, err := l.Transfer(bounded(t), netlab.Transfer{From: ends[0], To: ends[1], Bytes: 8 << 20}) // more than a second
+			require.NoError(t, err)
+		}
+		require.NoError(t, l.A.Quiet(bounded(t)))
+	})
+	r.identity(t, a)
+	whole(t, r, a)
+	require.NotZero(t, requireLimited(t, a))
+	sockets, unsampled := 0, uint64(0)
+	for _, all := range bySocket(r) {
+		var last uint64 // sample
+		samples := 0
+		for i, h := range all {
+			switch {
+			case h.Kind == event.KindSample:
+				last = h.Time
+				samples++
+			case h.Hook == event.HookTCEgress && last != 0 && h.Time-last > due:
+				if all[i-1].Hook != event.HookTransmit && (i+1 == len(all) || all[i+1].Hook != event.HookTransmit) {
+					unsampled++
 				}
 			}
-			require.Equal(t, 2, many)
-			if burst == maxRate {
-				require.Zero(t, requireLimited(t, a))
-			} else {
-				require.NotZero(t, requireLimited(t, a))
-			}
-		})
+		}
+		if len(all) < 1000 {
+			continue
+		}
+		sockets++
+		require.Greater(t, samples, rate/2)
 	}
+	require.Equal(t, 2, sockets)
+	require.LessOrEqual(t, unsampled, a.Total[event.HookTransmit].Missed)
 }
 
 // A socket that was on a busy CPU is limited on one that has little to do, too, as long as that is lately.

@@ -446,7 +446,7 @@ func TestTunnelDevice(t *testing.T) {
 		})
 	}
 	if err := tunnel(l.A, l.A.IPv4, l.B.IPv4, "10.8.0.1/24"); err != nil {
-		t.Skipf("no ipip device on this kernel: %v", err)
+		skipDevice(t, "ipip", err)
 	}
 	require.NoError(t, tunnel(l.B, l.B.IPv4, l.A.IPv4, "10.8.0.2/24"))
 	tunnelled(t, l, "tunl7", "10.8.0.1", "10.8.0.2")
@@ -489,7 +489,7 @@ func TestTunDevice(t *testing.T) {
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: dev.Attrs().Index, Dst: to})
 	})
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
-		t.Skipf("no tun device on this kernel: %v", err)
+		netlab.Skip(t, fmt.Errorf("no tun device on this kernel: %w", err))
 	}
 	require.NoError(t, err)
 	defer func() { _ = unix.Close(tun) }()

@@ -69,6 +69,7 @@ type programsSlot struct {
 	}
 	Sent    [24]uint64
 	Dropped [24]uint64
+	Left    [1024]uint64
 	Align   uint64
 	Batch   struct {
 		_         structs.HostLayout
@@ -164,7 +165,6 @@ const (
 	programsVarCfgJiffyUs                = "cfg_jiffy_us"
 	programsVarCfgKfreeSock              = "cfg_kfree_sock"
 	programsVarCfgLimitAhead             = "cfg_limit_ahead"
-	programsVarCfgLimitBurst             = "cfg_limit_burst"
 	programsVarCfgLimitStep              = "cfg_limit_step"
 	programsVarCfgLinkNetns              = "cfg_link_netns"
 	programsVarCfgNetns                  = "cfg_netns"
@@ -182,6 +182,7 @@ const (
 	programsVarLayoutPresent             = "layout_present"
 	programsVarLayoutSample              = "layout_sample"
 	programsVarLayoutSegment             = "layout_segment"
+	programsVarRecording                 = "recording"
 )
 
 // loadPrograms returns the embedded CollectionSpec for programs.
@@ -292,7 +293,6 @@ type programsVariableSpecs struct {
 	CfgJiffyUs       *ebpf.VariableSpec `ebpf:"cfg_jiffy_us"`
 	CfgKfreeSock     *ebpf.VariableSpec `ebpf:"cfg_kfree_sock"`
 	CfgLimitAhead    *ebpf.VariableSpec `ebpf:"cfg_limit_ahead"`
-	CfgLimitBurst    *ebpf.VariableSpec `ebpf:"cfg_limit_burst"`
 	CfgLimitStep     *ebpf.VariableSpec `ebpf:"cfg_limit_step"`
 	CfgLinkNetns     *ebpf.VariableSpec `ebpf:"cfg_link_netns"`
 	CfgNetns         *ebpf.VariableSpec `ebpf:"cfg_netns"`
@@ -310,6 +310,7 @@ type programsVariableSpecs struct {
 	LayoutPresent    *ebpf.VariableSpec `ebpf:"layout_present"`
 	LayoutSample     *ebpf.VariableSpec `ebpf:"layout_sample"`
 	LayoutSegment    *ebpf.VariableSpec `ebpf:"layout_segment"`
+	Recording        *ebpf.VariableSpec `ebpf:"recording"`
 }
 
 // programsObjects contains all objects after they have been loaded into the kernel.
@@ -372,7 +373,6 @@ type programsVariables struct {
 	CfgJiffyUs       *ebpf.Variable `ebpf:"cfg_jiffy_us"`
 	CfgKfreeSock     *ebpf.Variable `ebpf:"cfg_kfree_sock"`
 	CfgLimitAhead    *ebpf.Variable `ebpf:"cfg_limit_ahead"`
-	CfgLimitBurst    *ebpf.Variable `ebpf:"cfg_limit_burst"`
 	CfgLimitStep     *ebpf.Variable `ebpf:"cfg_limit_step"`
 	CfgLinkNetns     *ebpf.Variable `ebpf:"cfg_link_netns"`
 	CfgNetns         *ebpf.Variable `ebpf:"cfg_netns"`
@@ -390,6 +390,7 @@ type programsVariables struct {
 	LayoutPresent    *ebpf.Variable `ebpf:"layout_present"`
 	LayoutSample     *ebpf.Variable `ebpf:"layout_sample"`
 	LayoutSegment    *ebpf.Variable `ebpf:"layout_segment"`
+	Recording        *ebpf.Variable `ebpf:"recording"`
 }
 
 // programsPrograms contains all programs after they have been loaded into the kernel.

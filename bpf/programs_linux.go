@@ -195,7 +195,6 @@ func loadObject(cfg Config, set settings) (*object, error) {
 		programsVarCfgChangesOnly:   flag(cfg.Sockets.Samples == SamplesChanges),
 		programsVarCfgLimitStep:     limit.step,
 		programsVarCfgLimitAhead:    limit.ahead,
-		programsVarCfgLimitBurst:    limit.burst,
 		programsVarCfgAboveStep:     limit.above,
 	} {
 		if err := spec.Variables[name].Set(v); err != nil {
@@ -216,6 +215,9 @@ func loadObject(cfg Config, set settings) (*object, error) {
 	}
 	return o, nil
 }
+
+// record has all programs, those loaded later too, record what happens from here on.
+func (o *object) record() error { return o.coll.Variables[programsVarRecording].Set(uint32(1)) }
 
 // load loads one program by name; it shares the maps with all others.
 func (o *object) load(name string, verbose bool) (*ebpf.Program, error) {

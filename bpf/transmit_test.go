@@ -194,7 +194,7 @@ func TestSamplesOverStackedDevices(t *testing.T) {
 				})
 			}
 			if err := vlan(l.A, l.A.Interface, "10.9.0.1/24"); err != nil {
-				t.Skipf("no VLAN devices on this kernel: %v", err)
+				skipDevice(t, "VLAN", err)
 			}
 			require.NoError(t, vlan(l.R, "toa", "10.9.0.2/24"))
 			cfg := in(l.A)

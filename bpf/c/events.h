@@ -156,7 +156,7 @@ TRACE("tp_btf/tcp_cong_state_set", tcp_cong_state_set, TCB_HOOK_CONG_STATE_SET)
 		return 0;
 	r = incident(first, &s, TCB_HOOK_CONG_STATE_SET, TCB_DIR_NONE, sk, &st);
 	if (st)
-		st->left = 0; /* the next segment shows the new state */
+		look_again(first, sk, st); /* and see the new state */
 	if (!r)
 		return 0;
 	r->old_state = BITS((struct inet_connection_sock *)sk, icsk_ca_state);

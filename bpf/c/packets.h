@@ -136,7 +136,8 @@ struct trigger {
  * Samples the socket of a sent segment, unless it is left out. A function so
  * that the code of those that are not looked at is small.
  */
-static __noinline int sample_owner(struct __sk_buff *skb, struct slot *s, struct owner *o, struct trigger *t)
+static __noinline int sample_owner(struct __sk_buff *skb, struct slot *first, struct slot *s, struct owner *o,
+				   struct trigger *t)
 {
 	struct tcp_sock *tp = NULL;
 	struct tcb_sample *m;
@@ -145,7 +146,7 @@ static __noinline int sample_owner(struct __sk_buff *skb, struct slot *s, struct
 		tp = bpf_skc_to_tcp_sock(skb->sk);
 	if (!tp)
 		return 0; /* not reached */
-	if (unsampled(tp, o->st, t->crowd)) {
+	if (unsampled(first, tp, o->st, t->crowd)) {
 		leave_out(s, TCB_HOOK_TRANSMIT);
 		return 0;
 	}
@@ -295,12 +296,12 @@ sample:
 		if (cfg_packets)
 			s->tally[TCB_HOOK_TRANSMIT].seen++;
 		n = crowded(first);
-		if (n && left_before(o->st)) {
+		if (left_before(o->st)) {
 			leave_out(s, TCB_HOOK_TRANSMIT);
 		} else {
 			struct trigger t = {now, seq, ack, len, n};
 
-			sample_owner(skb, s, o, &t);
+			sample_owner(skb, first, s, o, &t);
 		}
 	}
 out:

@@ -12,7 +12,6 @@ const volatile __u8 cfg_ca = 3;           /* CA_CUBIC, CA_BBR: this kernel has i
 const volatile __u8 cfg_changes_only = 0; /* samples: changes */
 const volatile __u64 cfg_limit_step = 0;  /* samples: limited: time of one sample of a socket, in 2^-LIMIT_SHIFT jiffies; 0: none */
 const volatile __u64 cfg_limit_ahead = 0; /* ... by how much a socket may be ahead of its rate */
-const volatile __u32 cfg_limit_burst = 0; /* ... how many it has before that */
 const volatile __u64 cfg_above_step = 0;  /* ... time of one segment on a CPU above which its sockets are limited; 0: they always are */
 const volatile __u64 cfg_netns = 0;       /* only this namespace, 0: all */
 
@@ -38,7 +37,7 @@ struct sock_state {
 	__u64 digest;    /* of the last sample, for samples: changes and limited */
 	__u64 due;       /* samples: limited: when the socket would be sampled next at its rate */
 	__u64 crowded;   /* samples: limited: when the socket last had a segment on a crowded CPU, 0: never */
-	__u64 left;      /* ... and when one was last left out there */
+	__u64 left;      /* ... and until when none of its segments is looked at */
 	__u64 sends;     /* address of the socket, once it is known for a TCP socket of this side; a clone has another one */
 };
 
@@ -279,23 +278,51 @@ static __always_inline int beyond_rate(struct sock_state *st, __u64 now)
 	return 0;
 }
 
-/* True if a segment of the socket was left out in this jiffy: on a crowded CPU no more of them are looked at. */
+/* True as long as the socket, which had a segment left out, is beyond its rate: until then no more of them are looked at. */
 static __always_inline int left_before(struct sock_state *st)
 {
-	return st && st->left == bpf_jiffies64() << LIMIT_SHIFT;
+	return st && st->left > bpf_jiffies64() << LIMIT_SHIFT;
+}
+
+/*
+ * The same by what this CPU remembers: without touching more of the socket than
+ * the cache line of its addresses. One that another has displaced is looked at
+ * once more.
+ */
+static __always_inline int left_here(struct slot *first, struct sock *sk)
+{
+	__u32 hash = sk->__sk_common.skc_hash;
+	__u64 left = READ_ONCE(first->left[hash % LEFT]);
+
+	return left >> 32 == hash && (__s32)((__u32)left - (__u32)bpf_jiffies64()) > 0;
+}
+
+/* This CPU, too, remembers what left_before() says. */
+static __always_inline void remember_left(struct slot *first, struct tcp_sock *tp, struct sock_state *st)
+{
+	__u64 hash = ((struct sock *)tp)->__sk_common.skc_hash;
+
+	WRITE_ONCE(first->left[hash % LEFT], hash << 32 | (__u32)(st->left >> LIMIT_SHIFT));
+}
+
+/* The next segment of the socket is looked at. */
+static __always_inline void look_again(struct slot *first, struct sock *sk, struct sock_state *st)
+{
+	st->left = 0;
+	WRITE_ONCE(first->left[sk->__sk_common.skc_hash % LEFT], 0);
 }
 
 /*
  * True if the socket is on a crowded CPU, or was lately, is beyond its rate,
  * and nothing of what tells of an incident changed since its last sample: that
- * is sampled at the next segment; but on a crowded CPU, where not even that is
- * looked at, in the next jiffy, unless tcp_cong_state_set tells of it.
+ * is sampled at the next segment that is looked at, which is the next one of all
+ * if tcp_cong_state_set tells of it, else the first that the rate allows.
  *
  * Lately, because the cost of a sample is not its instructions: a socket that
  * works on two CPUs has most of its cache lines on one of them, and a sample
  * taken on the other one fetches them all, for the first to fetch them back.
  */
-static __always_inline int limited(struct tcp_sock *tp, struct sock_state *st, int crowd)
+static __always_inline int limited(struct slot *first, struct tcp_sock *tp, struct sock_state *st, int crowd)
 {
 	__u64 now = bpf_jiffies64() << LIMIT_SHIFT, lately = ((__u64)cfg_hz << LIMIT_SHIFT) / 4, d;
 	struct inet_connection_sock *icsk = &tp->inet_conn;
@@ -303,8 +330,8 @@ static __always_inline int limited(struct tcp_sock *tp, struct sock_state *st, i
 
 	if (!st)
 		return 0;
-	if (crowd && left_before(st))
-		return 1;
+	if (left_before(st))
+		goto left;
 	d = (__u64)tp->snd_ssthresh << 32 | (tp->mss_cache & 0xffff) << 16 | BITS(icsk, icsk_ca_state) << 8 |
 	    icsk->icsk_retransmits;
 	if (crowd)
@@ -313,30 +340,23 @@ static __always_inline int limited(struct tcp_sock *tp, struct sock_state *st, i
 		crowd = st->crowded && now - st->crowded < lately;
 	beyond = beyond_rate(st, now);
 	if (crowd && beyond && st->digest == d) {
-		st->left = now;
-		return 1;
+		st->left = st->due - cfg_limit_ahead;
+		if (st->left > st->crowded + lately)
+			st->left = st->crowded + lately;
+		goto left;
 	}
 	st->digest = d;
 	return 0;
-}
-
-/*
- * True if a received segment is not the socket's first one of this jiffy, nor
- * among the first that it ever got: on a crowded CPU no more is looked at, and
- * nothing that TCP itself would not touch next.
- */
-static __always_inline int had_another(struct tcp_sock *tp)
-{
-	__u32 now = bpf_jiffies64();
-
-	return tp->segs_in > cfg_limit_burst && (tp->rcv_tstamp == now || tp->inet_conn.icsk_ack.lrcvtime == now);
+left:
+	remember_left(first, tp, st);
+	return 1;
 }
 
 /* True if the socket is not to be sampled at a segment, by what samples is. crowd is what crowded() said. */
-static __always_inline int unsampled(struct tcp_sock *tp, struct sock_state *st, int crowd)
+static __always_inline int unsampled(struct slot *first, struct tcp_sock *tp, struct sock_state *st, int crowd)
 {
 	if (cfg_limit_step)
-		return limited(tp, st, crowd);
+		return limited(first, tp, st, crowd);
 	return cfg_changes_only && unchanged(tp, st);
 }
 
@@ -603,20 +623,20 @@ static __always_inline int sample_at(struct slot *first, __u32 hook, __u32 dir, 
 		pass(first, hook);
 		return 0;
 	}
-	tp = bpf_skc_to_tcp_sock(sk);
-	if (!tp)
-		return 0;
-	sk = (struct sock *)tp;
 	if (!cfg_filter && segment) {
 		crowd = crowded(first);
-		if (crowd && hook == TCB_HOOK_TCP_PROBE && had_another(tp)) {
+		if (left_here(first, sk)) {
 			leave_out_apart(first, hook);
 			return 0;
 		}
 	}
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	sk = (struct sock *)tp;
 	cookie = sock_cookie(sk);
 	st = sock_state(sk, cookie, NULL);
-	if (!cfg_filter && segment && unsampled(tp, st, crowd)) {
+	if (!cfg_filter && segment && unsampled(first, tp, st, crowd)) {
 		leave_out_apart(first, hook);
 		return 0;
 	}
@@ -637,7 +657,7 @@ static __always_inline int sample_at(struct slot *first, __u32 hook, __u32 dir, 
 		if (!wanted(&r->h) || (cfg_filter & FILTER_CGROUP && !in_cgroup(sk)))
 			goto filtered;
 		/* Only now, because what is not wanted makes no CPU crowded. */
-		if (segment && unsampled(tp, st, crowded(first))) {
+		if (segment && unsampled(first, tp, st, crowded(first))) {
 			leave_out(s, hook);
 			give(s);
 			return 0;

@@ -24,6 +24,8 @@
 #define OWNED  2 /* hooks of TRACE_OWNED */
 #define TRACED (24 - OWNED)
 
+#define LEFT 1024 /* sockets that a CPU remembers to be beyond their rate, a power of 2 */
+
 /* What became of the events of one hook: counted by who owns the slot, in one cache line. */
 struct tally {
 	__u64 seen;
@@ -57,6 +59,7 @@ struct slot {
 	struct apart apart[TCB_HOOKS];
 	__u64 sent[TCB_HOOKS]; /* made when data was last emptied */
 	__u64 dropped[TCB_HOOKS];
+	__u64 left[LEFT]; /* first slot of a CPU: see left_here() */
 	__u64 align; /* so that the tallies of all slots begin a cache line */
 	struct tcb_batch batch;
 	__u8 data[SLOT_DATA];
@@ -90,6 +93,13 @@ struct {
 	__type(key, __u32);
 	__type(value, struct control);
 } controls SEC(".maps");
+
+/*
+ * Set once all hooks are attached. What happens before is no part of the
+ * recording: a hook would tell of it that others, not attached yet, have missed,
+ * or whose second program (see TRACE) is not there yet.
+ */
+volatile __u32 recording;
 
 const volatile __u64 cfg_wake = 1 << 18; /* bytes in the ring of which user space is told */
 
@@ -157,11 +167,16 @@ __noinline int send(struct slot *s)
 	return 0;
 }
 
-/* The first slot of this CPU, which has what is kept for all of them too: looked up once by each program. Never NULL, but the verifier does not know. */
+/*
+ * The first slot of this CPU, which has what is kept for all of them too: looked
+ * up once by each program. NULL as long as nothing is recorded.
+ */
 static __always_inline struct slot *first_slot(void)
 {
 	__u32 i = bpf_get_smp_processor_id() * LEVELS;
 
+	if (unlikely(!recording))
+		return NULL;
 	return bpf_map_lookup_elem(&slots, &i);
 }
 
