@@ -78,13 +78,14 @@ const (
 type Sockets struct {
 	Enabled bool `mapstructure:"enabled"` // sample the state of sockets
 	// Samples says at which segments a socket's state is sampled. every: at every one that the hooks see; limited: at every one too, but on a CPU that has more than
-	// limit_above of them a second, and for a quarter of a second after it on any other, only as long as the socket keeps to rate and burst, and beyond that at the
-	// next segment after tcp_cong_state_set has told of a change of its congestion state; changes: where congestion window, RTT, loss state or the peer's window is not that of its last
+	// limit_above of them a second, and for a quarter of a second after it on any other, only as long as the socket keeps to rate and burst and all of the CPU to cpu_rate,
+	// and beyond that at the next segment after tcp_cong_state_set has told of a change of its congestion state; changes: where congestion window, RTT, loss state or the peer's window is not that of its last
 	// sample; off: only when it is destroyed.
 	Samples    Samples `mapstructure:"samples"`
 	LimitAbove int     `mapstructure:"limit_above"` // with samples: limited, segments a second, sampled or not, that one CPU has to have for its sockets to be limited; 0: they always are
 	Rate       int     `mapstructure:"rate"`        // with samples: limited, samples of one socket in a second
 	Burst      int     `mapstructure:"burst"`       // with samples: limited, samples that a socket may take at once: its first ones, and after a rest
+	CPURate    int     `mapstructure:"cpu_rate"`    // with samples: limited, samples in a second that all sockets together have on such a CPU; 0: as many as each of them may have
 	// Transmit is where the sockets of sent segments are sampled: fentry takes one sample of each segment as it leaves TCP,
 	// for all devices and before the socket counts it; egress one of each packet at the interfaces, for kernels that refuse
 	// fentry; auto is fentry where it works, else egress.
@@ -95,8 +96,8 @@ type Sockets struct {
 const limitShift = 20
 
 // limit is what samples: limited asks of the programs, in 2^-limitShift jiffies: what one sample takes of a socket's time, by how much the socket may be
-// ahead of its rate, and what one segment takes of a CPU's time. All are 0 where there is no limit, and above where it always holds.
-type limit struct{ step, ahead, above uint64 }
+// ahead of its rate, and what one segment and one sample take of a CPU's time. All are 0 where there is no limit, above where it always holds, and cpu where it is only a socket's.
+type limit struct{ step, ahead, above, cpu uint64 }
 
 // limit is the limit for a kernel with hz jiffies a second.
 func (s Sockets) limit(hz uint32) (l limit) {
@@ -108,6 +109,9 @@ func (s Sockets) limit(hz uint32) (l limit) {
 	l.ahead = l.step * uint64(s.Burst-1)
 	if s.LimitAbove > 0 {
 		l.above = max(second/uint64(s.LimitAbove), 1)
+	}
+	if s.CPURate > 0 {
+		l.cpu = max(second/uint64(s.CPURate), 1)
 	}
 	return l
 }
@@ -140,7 +144,7 @@ func DefaultConfig() Config {
 	return Config{
 		Netns:     "all",
 		Packets:   Packets{Enabled: true},
-		Sockets:   Sockets{Enabled: true, Samples: SamplesLimited, LimitAbove: 10_000, Rate: 50, Burst: 100, Transmit: TransmitAuto},
+		Sockets:   Sockets{Enabled: true, Samples: SamplesLimited, LimitAbove: 10_000, Rate: 50, Burst: 100, CPURate: 5_000, Transmit: TransmitAuto},
 		Events:    Events{Enabled: true, Hooks: hooks},
 		Filter:    Filter{Sample: 1},
 		Inventory: true,
@@ -185,6 +189,9 @@ func (c Config) Validate() error {
 	}
 	if n := c.Sockets.Burst; n < 1 || n > maxRate {
 		fault("sockets.burst: %d is not from 1 to %d", n, maxRate)
+	}
+	if n := c.Sockets.CPURate; n < 0 || n > maxRate {
+		fault("sockets.cpu_rate: %d is not from 0 to %d; samples: every has no limit", n, maxRate)
 	}
 	switch c.Sockets.Transmit {
 	case TransmitAuto, TransmitFentry, TransmitEgress:

@@ -184,13 +184,13 @@ func TestConfigFaultsAreToldTogether(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.Interfaces = []string{"eth[", "!"}
 	cfg.Netns = "lab"
-	cfg.Sockets = Sockets{Samples: "some", LimitAbove: -1, Burst: maxRate + 1, Transmit: "kprobe"}
+	cfg.Sockets = Sockets{Samples: "some", LimitAbove: -1, Burst: maxRate + 1, CPURate: -1, Transmit: "kprobe"}
 	cfg.Events.Hooks = []string{"tcp_nosuch"}
 	cfg.RingBytes = 3 << 20
 	cfg.FlushAge = time.Hour
 	cfg.Filter = Filter{Ports: []string{"70000", "9-3"}, Prefixes: []string{"10.0.0.0/40"}, Cgroup: "x"}
 	err := cfg.Validate()
-	for _, key := range []string{"interfaces[0]", "interfaces[1]", "netns", "sockets.samples", "sockets.limit_above", "sockets.rate", "sockets.burst", "sockets.transmit", "events.hooks[0]", "ring_bytes",
+	for _, key := range []string{"interfaces[0]", "interfaces[1]", "netns", "sockets.samples", "sockets.limit_above", "sockets.rate", "sockets.burst", "sockets.cpu_rate", "sockets.transmit", "events.hooks[0]", "ring_bytes",
 		"flush_age", "filter.ports[0]", "filter.ports[1]", "filter.prefixes[0]", "filter.cgroup", "filter.sample"} {
 		require.ErrorContains(t, err, "capture."+key+": ")
 	}

@@ -19,10 +19,10 @@ import (
 	"github.com/tcbee/tcbee-export/bpf/netlab"
 )
 
-// limitedTo is with every socket limited, on however idle a CPU.
+// limitedTo is with every socket limited, on however idle a CPU, each for itself.
 func limitedTo(rate, burst int) Sockets {
 	s := DefaultConfig().Sockets
-	s.Samples, s.LimitAbove, s.Rate, s.Burst = SamplesLimited, 0, rate, burst
+	s.Samples, s.LimitAbove, s.Rate, s.Burst, s.CPURate = SamplesLimited, 0, rate, burst, 0
 	return s
 }
 
@@ -250,6 +250,64 @@ func TestLimitedSocketsAreSampledAtTheirRate(t *testing.T) {
 	}
 	require.Equal(t, 2, sockets)
 	require.LessOrEqual(t, unsampled, a.Total[event.HookTransmit].Missed)
+}
+
+// However many sockets there are, and whatever each of them may have, all of a busy CPU together have no more samples than its rate,
+// and go on having as many.
+func TestSocketsOfABusyCPUShareItsSamples(t *testing.T) {
+	l := lab(t, netlab.Options{NoOffload: true})
+	hz, err := kernelHZ()
+	require.NoError(t, err)
+	const rate = 200
+	cfg := in(l.A)
+	cfg.Sockets = limitedTo(maxRate, maxRate)
+	cfg.Sockets.CPURate = rate
+	began := time.Now()
+	r, a := during(t, cfg, func(*Capture) {
+		for time.Since(began) < 3*time.Second {
+			_, err := l.Exchange(bounded(t), netlab.Exchange{Connections: 20, Requests: 50})
+			require.NoError(t, err)
+		}
+		require.NoError(t, l.A.Quiet(bounded(t)))
+	})
+	r.identity(t, a)
+	whole(t, r, a)
+	require.NotZero(t, requireLimited(t, a))
+	type perCPU struct {
+		first, last       uint64 // segments sent
+		segments, samples int
+	}
+	cpus := map[uint16]*perCPU{}
+	changes := 0 // of vitals, and of the congestion state, are sampled all the same
+	sampled := map[uint64]bool{}
+	for h := range event.All(r.raw) {
+		if cpus[h.CPU] == nil {
+			cpus[h.CPU] = &perCPU{first: h.Time}
+		}
+		c := cpus[h.CPU]
+		switch h.Hook {
+		case event.HookTCEgress:
+			c.last = h.Time
+			c.segments++
+		case event.HookTransmit, event.HookTCPProbe:
+			c.samples++
+			sampled[h.Cookie] = true
+		case event.HookCongStateSet:
+			changes++
+		}
+	}
+	busy := 0
+	for cpu, c := range cpus {
+		ticks := (c.last-c.first)*uint64(hz)/1e9 + 2
+		most := rate/4 + int(ticks*rate/uint64(hz)) + 1
+		require.LessOrEqual(t, c.samples, most+changes, "CPU %d: of %d segments in %d ticks", cpu, c.segments, ticks)
+		if c.segments > 10*most {
+			busy++
+			require.Greater(t, c.samples, most/2, "CPU %d: of %d segments in %d ticks", cpu, c.segments, ticks)
+		}
+	}
+	require.NotZero(t, busy)
+	require.Greater(t, len(sampled), 20)
 }
 
 // A socket that was on a busy CPU is limited on one that has little to do, too, as long as that is lately.

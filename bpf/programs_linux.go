@@ -196,6 +196,7 @@ func loadObject(cfg Config, set settings) (*object, error) {
 		programsVarCfgLimitStep:     limit.step,
 		programsVarCfgLimitAhead:    limit.ahead,
 		programsVarCfgAboveStep:     limit.above,
+		programsVarCfgCpuStep:       limit.cpu,
 	} {
 		if err := spec.Variables[name].Set(v); err != nil {
 			panic("BUG: set " + name + ": " + err.Error())

@@ -70,7 +70,7 @@ type programsSlot struct {
 	Sent    [24]uint64
 	Dropped [24]uint64
 	Left    [1024]uint64
-	Align   uint64
+	Budget  uint64
 	Batch   struct {
 		_         structs.HostLayout
 		Size      uint32
@@ -157,6 +157,7 @@ const (
 	programsVarCfgCgroup                 = "cfg_cgroup"
 	programsVarCfgChangesOnly            = "cfg_changes_only"
 	programsVarCfgChecksum               = "cfg_checksum"
+	programsVarCfgCpuStep                = "cfg_cpu_step"
 	programsVarCfgFilter                 = "cfg_filter"
 	programsVarCfgFlows                  = "cfg_flows"
 	programsVarCfgGenerate               = "cfg_generate"
@@ -285,6 +286,7 @@ type programsVariableSpecs struct {
 	CfgCgroup        *ebpf.VariableSpec `ebpf:"cfg_cgroup"`
 	CfgChangesOnly   *ebpf.VariableSpec `ebpf:"cfg_changes_only"`
 	CfgChecksum      *ebpf.VariableSpec `ebpf:"cfg_checksum"`
+	CfgCpuStep       *ebpf.VariableSpec `ebpf:"cfg_cpu_step"`
 	CfgFilter        *ebpf.VariableSpec `ebpf:"cfg_filter"`
 	CfgFlows         *ebpf.VariableSpec `ebpf:"cfg_flows"`
 	CfgGenerate      *ebpf.VariableSpec `ebpf:"cfg_generate"`
@@ -365,6 +367,7 @@ type programsVariables struct {
 	CfgCgroup        *ebpf.Variable `ebpf:"cfg_cgroup"`
 	CfgChangesOnly   *ebpf.Variable `ebpf:"cfg_changes_only"`
 	CfgChecksum      *ebpf.Variable `ebpf:"cfg_checksum"`
+	CfgCpuStep       *ebpf.Variable `ebpf:"cfg_cpu_step"`
 	CfgFilter        *ebpf.Variable `ebpf:"cfg_filter"`
 	CfgFlows         *ebpf.Variable `ebpf:"cfg_flows"`
 	CfgGenerate      *ebpf.Variable `ebpf:"cfg_generate"`

@@ -296,7 +296,7 @@ sample:
 		if (cfg_packets)
 			s->tally[TCB_HOOK_TRANSMIT].seen++;
 		n = crowded(first);
-		if (left_before(o->st)) {
+		if (left_alone(first, o->st, n)) {
 			leave_out(s, TCB_HOOK_TRANSMIT);
 		} else {
 			struct trigger t = {now, seq, ack, len, n};

@@ -13,6 +13,7 @@ const volatile __u8 cfg_changes_only = 0; /* samples: changes */
 const volatile __u64 cfg_limit_step = 0;  /* samples: limited: time of one sample of a socket, in 2^-LIMIT_SHIFT jiffies; 0: none */
 const volatile __u64 cfg_limit_ahead = 0; /* ... by how much a socket may be ahead of its rate */
 const volatile __u64 cfg_above_step = 0;  /* ... time of one segment on a CPU above which its sockets are limited; 0: they always are */
+const volatile __u64 cfg_cpu_step = 0;    /* ... time of one sample of all sockets on such a CPU; 0: as many as each may have */
 const volatile __u64 cfg_netns = 0;       /* only this namespace, 0: all */
 
 enum {
@@ -37,7 +38,7 @@ struct sock_state {
 	__u64 digest;    /* of the last sample, for samples: changes and limited */
 	__u64 due;       /* samples: limited: when the socket would be sampled next at its rate */
 	__u64 crowded;   /* samples: limited: when the socket last had a segment on a crowded CPU, 0: never */
-	__u64 left;      /* ... and until when none of its segments is looked at */
+	__u64 left;      /* ... and until when none of its segments is looked at, or LOOK */
 	__u64 sends;     /* address of the socket, once it is known for a TCP socket of this side; a clone has another one */
 };
 
@@ -278,10 +279,40 @@ static __always_inline int beyond_rate(struct sock_state *st, __u64 now)
 	return 0;
 }
 
-/* True as long as the socket, which had a segment left out, is beyond its rate: until then no more of them are looked at. */
-static __always_inline int left_before(struct sock_state *st)
+/*
+ * True if all sockets together have had as many samples on this CPU as a crowded
+ * one allows: a quarter of a second's worth at once, or more for long.
+ */
+static __always_inline int over_budget(struct slot *first)
 {
-	return st && st->left > bpf_jiffies64() << LIMIT_SHIFT;
+	__u64 most = ((__u64)cfg_hz << LIMIT_SHIFT) / 4;
+
+	return cfg_cpu_step && READ_ONCE(first->budget) > (bpf_jiffies64() << LIMIT_SHIFT) + most;
+}
+
+/* Counts a sample on a crowded CPU. */
+static __always_inline void spend(struct slot *first, __u64 now)
+{
+	__u64 due = READ_ONCE(first->budget);
+
+	WRITE_ONCE(first->budget, (due < now ? now : due) + cfg_cpu_step);
+}
+
+/* The next segment of the socket is looked at, whatever the CPU's budget. */
+#define LOOK 1
+
+/*
+ * True if the socket's segment is not looked at: as long as the socket, which
+ * had one left out, is beyond its rate, or the crowded CPU over its budget.
+ */
+static __always_inline int left_alone(struct slot *first, struct sock_state *st, int crowd)
+{
+	__u64 left;
+
+	if (!st || !cfg_limit_step)
+		return 0;
+	left = st->left;
+	return left > bpf_jiffies64() << LIMIT_SHIFT || (crowd && left != LOOK && over_budget(first));
 }
 
 /*
@@ -289,15 +320,20 @@ static __always_inline int left_before(struct sock_state *st)
  * the cache line of its addresses. One that another has displaced is looked at
  * once more.
  */
-static __always_inline int left_here(struct slot *first, struct sock *sk)
+static __always_inline int left_here(struct slot *first, struct sock *sk, int crowd)
 {
 	__u32 hash = sk->__sk_common.skc_hash;
-	__u64 left = READ_ONCE(first->left[hash % LEFT]);
+	__u64 left;
 
-	return left >> 32 == hash && (__s32)((__u32)left - (__u32)bpf_jiffies64()) > 0;
+	if (!cfg_limit_step)
+		return 0;
+	left = READ_ONCE(first->left[hash % LEFT]);
+	if (left >> 32 == hash) /* nobody is left alone for long: the time of one forgotten long ago seems to come once jiffies wrap */
+		return (__u32)left - (__u32)bpf_jiffies64() - 1 < cfg_hz;
+	return crowd && over_budget(first);
 }
 
-/* This CPU, too, remembers what left_before() says. */
+/* This CPU, too, remembers until when the socket is left alone. */
 static __always_inline void remember_left(struct slot *first, struct tcp_sock *tp, struct sock_state *st)
 {
 	__u64 hash = ((struct sock *)tp)->__sk_common.skc_hash;
@@ -305,16 +341,18 @@ static __always_inline void remember_left(struct slot *first, struct tcp_sock *t
 	WRITE_ONCE(first->left[hash % LEFT], hash << 32 | (__u32)(st->left >> LIMIT_SHIFT));
 }
 
-/* The next segment of the socket is looked at. */
+/* The next segment of the socket is looked at: on this CPU, and where it is sent. */
 static __always_inline void look_again(struct slot *first, struct sock *sk, struct sock_state *st)
 {
-	st->left = 0;
-	WRITE_ONCE(first->left[sk->__sk_common.skc_hash % LEFT], 0);
+	__u64 hash = sk->__sk_common.skc_hash;
+
+	st->left = LOOK;
+	WRITE_ONCE(first->left[hash % LEFT], hash << 32 | (__u32)bpf_jiffies64());
 }
 
 /*
- * True if the socket is on a crowded CPU, or was lately, is beyond its rate,
- * and nothing of what tells of an incident changed since its last sample: that
+ * True if the socket is on a crowded CPU, or was lately, is beyond its rate, or
+ * the CPU over its budget, and nothing of what tells of an incident changed since its last sample: that
  * is sampled at the next segment that is looked at, which is the next one of all
  * if tcp_cong_state_set tells of it, else the first that the rate allows.
  *
@@ -326,25 +364,29 @@ static __always_inline int limited(struct slot *first, struct tcp_sock *tp, stru
 {
 	__u64 now = bpf_jiffies64() << LIMIT_SHIFT, lately = ((__u64)cfg_hz << LIMIT_SHIFT) / 4, d;
 	struct inet_connection_sock *icsk = &tp->inet_conn;
-	int beyond;
+	int here = crowd, spent, beyond;
 
 	if (!st)
 		return 0;
-	if (left_before(st))
+	if (st->left > now)
 		goto left;
 	d = (__u64)tp->snd_ssthresh << 32 | (tp->mss_cache & 0xffff) << 16 | BITS(icsk, icsk_ca_state) << 8 |
 	    icsk->icsk_retransmits;
-	if (crowd)
+	if (here)
 		st->crowded = now;
 	else
 		crowd = st->crowded && now - st->crowded < lately;
-	beyond = beyond_rate(st, now);
+	spent = here && over_budget(first);
+	beyond = spent || beyond_rate(st, now);
 	if (crowd && beyond && st->digest == d) {
-		st->left = st->due - cfg_limit_ahead;
+		st->left = spent ? now + cfg_limit_step : st->due - cfg_limit_ahead;
 		if (st->left > st->crowded + lately)
 			st->left = st->crowded + lately;
 		goto left;
 	}
+	if (here)
+		spend(first, now);
+	st->left = 0;
 	st->digest = d;
 	return 0;
 left:
@@ -625,7 +667,7 @@ static __always_inline int sample_at(struct slot *first, __u32 hook, __u32 dir, 
 	}
 	if (!cfg_filter && segment) {
 		crowd = crowded(first);
-		if (left_here(first, sk)) {
+		if (left_here(first, sk, crowd)) {
 			leave_out_apart(first, hook);
 			return 0;
 		}

@@ -60,7 +60,7 @@ struct slot {
 	__u64 sent[TCB_HOOKS]; /* made when data was last emptied */
 	__u64 dropped[TCB_HOOKS];
 	__u64 left[LEFT]; /* first slot of a CPU: see left_here() */
-	__u64 align; /* so that the tallies of all slots begin a cache line */
+	__u64 budget; /* first slot of a CPU: see over_budget() */
 	struct tcb_batch batch;
 	__u8 data[SLOT_DATA];
 };

@@ -230,9 +230,13 @@ func (a *app) printResult(r captured, sockets bpf.Sockets) error {
 	}
 	printHooks(a, r.Hooks)
 	if r.Limited > 0 {
+		together := ""
+		if sockets.CPURate > 0 {
+			together = fmt.Sprintf(" (all of such a CPU up to %s)", count(uint64(sockets.CPURate)))
+		}
 		fmt.Fprintf(a.stderr, "%s samples among the filtered were left out: on a CPU with more than %s segments a second (capture.sockets.limit_above),\n"+
-			"and for a quarter of a second after it on any other, a socket is sampled up to %s times a second, and when its congestion state changes; --samples every takes all\n",
-			count(r.Limited), count(uint64(sockets.LimitAbove)), count(uint64(sockets.Rate)))
+			"and for a quarter of a second after it on any other, a socket is sampled up to %s times a second%s, and when its congestion state changes; --samples every takes all\n",
+			count(r.Limited), count(uint64(sockets.LimitAbove)), count(uint64(sockets.Rate)), together)
 	}
 	if r.Unstored > 0 {
 		fmt.Fprintf(a.stderr, "%s events were lost because the spool took nothing (they are among the dropped)\n", count(r.Unstored))

@@ -24,7 +24,7 @@ func TestTheLimitOfSamplesIsTold(t *testing.T) {
 	}{
 		"by the limit": {6500, `
 6,500 samples among the filtered were left out: on a CPU with more than 10,000 segments a second (capture.sockets.limit_above),
-and for a quarter of a second after it on any other, a socket is sampled up to 50 times a second, and when its congestion state changes; --samples every takes all
+and for a quarter of a second after it on any other, a socket is sampled up to 50 times a second (all of such a CPU up to 5,000), and when its congestion state changes; --samples every takes all
 `},
 		"by filters": {0, ""},
 	} {
