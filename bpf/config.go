@@ -79,7 +79,7 @@ type Sockets struct {
 	Enabled bool `mapstructure:"enabled"` // sample the state of sockets
 	// Samples says at which segments a socket's state is sampled. every: at every one that the hooks see; limited: at every one too, but on a CPU that has more than
 	// limit_above of them a second, and for a quarter of a second after it on any other, only as long as the socket keeps to rate and burst and all of the CPU to cpu_rate,
-	// and beyond that at the next segment after tcp_cong_state_set has told of a change of its congestion state; changes: where congestion window, RTT, loss state or the peer's window is not that of its last
+	// and beyond that at the next segment it sends after tcp_cong_state_set has told of a change of its congestion state; changes: where congestion window, RTT, loss state or the peer's window is not that of its last
 	// sample; off: only when it is destroyed.
 	Samples    Samples `mapstructure:"samples"`
 	LimitAbove int     `mapstructure:"limit_above"` // with samples: limited, segments a second, sampled or not, that one CPU has to have for its sockets to be limited; 0: they always are

@@ -341,7 +341,7 @@ static __always_inline void remember_left(struct slot *first, struct tcp_sock *t
 	WRITE_ONCE(first->left[hash % LEFT], hash << 32 | (__u32)(st->left >> LIMIT_SHIFT));
 }
 
-/* The next segment of the socket is looked at: on this CPU, and where it is sent. */
+/* The next segment that the socket sends, or that this CPU receives for it, is looked at. */
 static __always_inline void look_again(struct slot *first, struct sock *sk, struct sock_state *st)
 {
 	__u64 hash = sk->__sk_common.skc_hash;
@@ -353,7 +353,7 @@ static __always_inline void look_again(struct slot *first, struct sock *sk, stru
 /*
  * True if the socket is on a crowded CPU, or was lately, is beyond its rate, or
  * the CPU over its budget, and nothing of what tells of an incident changed since its last sample: that
- * is sampled at the next segment that is looked at, which is the next one of all
+ * is sampled at the next segment that is looked at, which is the next one sent
  * if tcp_cong_state_set tells of it, else the first that the rate allows.
  *
  * Lately, because the cost of a sample is not its instructions: a socket that
@@ -667,7 +667,8 @@ static __always_inline int sample_at(struct slot *first, __u32 hook, __u32 dir, 
 	}
 	if (!cfg_filter && segment) {
 		crowd = crowded(first);
-		if (left_here(first, sk, crowd)) {
+		/* What a sent segment's CPU remembers is not asked: look_again() may have been called on another one. */
+		if (hook == TCB_HOOK_TCP_PROBE && left_here(first, sk, crowd)) {
 			leave_out_apart(first, hook);
 			return 0;
 		}
