@@ -230,15 +230,18 @@ func TestLimitedSocketsAreSampledAtTheirRate(t *testing.T) {
 	sockets, unsampled := 0, uint64(0)
 	for _, all := range bySocket(r) {
 		var last uint64 // sample
-		samples := 0
+		samples, late := 0, 0
 		for i, h := range all {
 			switch {
 			case h.Kind == event.KindSample:
-				last = h.Time
+				last, late = h.Time, 0
 				samples++
 			case h.Hook == event.HookTCEgress && last != 0 && h.Time-last > due:
+				// One segment may have been looked at before a sample was due: a preemptible kernel lets time pass in between.
 				if all[i-1].Hook != event.HookTransmit && (i+1 == len(all) || all[i+1].Hook != event.HookTransmit) {
-					unsampled++
+					if late++; late > 1 {
+						unsampled++
+					}
 				}
 			}
 		}
@@ -262,9 +265,8 @@ func TestSocketsOfABusyCPUShareItsSamples(t *testing.T) {
 	cfg := in(l.A)
 	cfg.Sockets = limitedTo(maxRate, maxRate)
 	cfg.Sockets.CPURate = rate
-	began := time.Now()
 	r, a := during(t, cfg, func(*Capture) {
-		for time.Since(began) < 3*time.Second {
+		for began := time.Now(); time.Since(began) < 3*time.Second; {
 			_, err := l.Exchange(bounded(t), netlab.Exchange{Connections: 20, Requests: 50})
 			require.NoError(t, err)
 		}

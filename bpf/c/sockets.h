@@ -328,7 +328,8 @@ static __always_inline int left_here(struct slot *first, struct sock *sk, int cr
 	if (!cfg_limit_step)
 		return 0;
 	left = READ_ONCE(first->left[hash % LEFT]);
-	if (left >> 32 == hash) /* nobody is left alone for long: the time of one forgotten long ago seems to come once jiffies wrap */
+	/* Nobody is left alone for long: the time of one forgotten long ago seems to come once jiffies wrap. */
+	if (left >> 32 == hash)
 		return (__u32)left - (__u32)bpf_jiffies64() - 1 < cfg_hz;
 	return crowd && over_budget(first);
 }
@@ -352,9 +353,10 @@ static __always_inline void look_again(struct slot *first, struct sock *sk, stru
 
 /*
  * True if the socket is on a crowded CPU, or was lately, is beyond its rate, or
- * the CPU over its budget, and nothing of what tells of an incident changed since its last sample: that
- * is sampled at the next segment that is looked at, which is the next one sent
- * if tcp_cong_state_set tells of it, else the first that the rate allows.
+ * the CPU over its budget, and nothing of what tells of an incident changed since
+ * its last sample: that is sampled at the next segment that is looked at, which
+ * is the next one sent if tcp_cong_state_set tells of it, else the first that the
+ * rate allows.
  *
  * Lately, because the cost of a sample is not its instructions: a socket that
  * works on two CPUs has most of its cache lines on one of them, and a sample
