@@ -8,8 +8,10 @@ import (
 	"cmp"
 	"errors"
 	"io"
+	"net/netip"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -256,60 +258,116 @@ func TestLimitedSocketsAreSampledAtTheirRate(t *testing.T) {
 }
 
 // However many sockets there are, and whatever each of them may have, all of a busy CPU together have no more samples than its rate,
-// and go on having as many.
+// but where their vitals changed, and go on having as many.
 func TestSocketsOfABusyCPUShareItsSamples(t *testing.T) {
-	l := lab(t, netlab.Options{NoOffload: true})
+	l := lab(t, netlab.Options{NoOffload: true, Rate: 50_000_000})
 	hz, err := kernelHZ()
 	require.NoError(t, err)
-	const rate = 200
+	const rate = 10
 	cfg := in(l.A)
 	cfg.Sockets = limitedTo(maxRate, maxRate)
 	cfg.Sockets.CPURate = rate
 	r, a := during(t, cfg, func(*Capture) {
-		for began := time.Now(); time.Since(began) < 3*time.Second; {
-			_, err := l.Exchange(bounded(t), netlab.Exchange{Connections: 20, Requests: 50})
-			require.NoError(t, err)
+		ctx := bounded(t)
+		var wait sync.WaitGroup
+		failed := make([]error, 8)
+		for i := range failed {
+			wait.Go(func() { _, failed[i] = l.Exchange(ctx, netlab.Exchange{Requests: 200, ResponseBytes: 8000}) })
 		}
+		_, err := l.Exchange(ctx, netlab.Exchange{From: l.B, To: l.A, Connections: 200})
+		require.NoError(t, err)
+		wait.Wait()
+		require.NoError(t, errors.Join(failed...))
 		require.NoError(t, l.A.Quiet(bounded(t)))
 	})
 	r.identity(t, a)
 	whole(t, r, a)
 	require.NotZero(t, requireLimited(t, a))
 	type perCPU struct {
-		first, last       uint64 // segments sent
-		segments, samples int
+		first, last                uint64 // segments of the sockets
+		segments, samples, changes int
 	}
 	cpus := map[uint16]*perCPU{}
-	changes := 0 // of vitals, and of the congestion state, are sampled all the same
-	sampled := map[uint64]bool{}
-	for h := range event.All(r.raw) {
-		if cpus[h.CPU] == nil {
-			cpus[h.CPU] = &perCPU{first: h.Time}
-		}
-		c := cpus[h.CPU]
-		switch h.Hook {
-		case event.HookTCEgress:
-			c.last = h.Time
-			c.segments++
-		case event.HookTransmit, event.HookTCPProbe:
+	for _, all := range bySocket(r) {
+		var was *vitals
+		for _, h := range all {
+			if h.Hook != event.HookTCEgress && h.Hook != event.HookTransmit && h.Hook != event.HookTCPProbe {
+				continue
+			}
+			c := cpus[h.CPU]
+			if c == nil {
+				c = &perCPU{first: h.Time}
+				cpus[h.CPU] = c
+			}
+			c.first, c.last = min(c.first, h.Time), max(c.last, h.Time)
+			if h.Hook == event.HookTCEgress {
+				c.segments++
+				continue
+			}
 			c.samples++
-			sampled[h.Cookie] = true
-		case event.HookCongStateSet:
-			changes++
+			v := vitalsOf(h.Sample())
+			if was != nil && v != *was {
+				c.changes++
+			}
+			was = &v
 		}
 	}
 	busy := 0
 	for cpu, c := range cpus {
 		ticks := (c.last-c.first)*uint64(hz)/1e9 + 2
-		most := rate/4 + int(ticks*rate/uint64(hz)) + 1
-		require.LessOrEqual(t, c.samples, most+changes, "CPU %d: of %d segments in %d ticks", cpu, c.segments, ticks)
-		if c.segments > 10*most {
+		most := int((uint64(hz)/4+ticks)*rate/uint64(hz)) + 1
+		t.Logf("CPU %d: %+v, of %d", cpu, *c, most)
+		require.LessOrEqual(t, c.samples, most+c.changes, "CPU %d: of %d segments in %d ticks", cpu, c.segments, ticks)
+		if c.segments > 5*most {
 			busy++
 			require.Greater(t, c.samples, most/2, "CPU %d: of %d segments in %d ticks", cpu, c.segments, ticks)
 		}
 	}
 	require.NotZero(t, busy)
-	require.Greater(t, len(sampled), 20)
+}
+
+// A change of the congestion state is sampled whatever the CPU's rate, but many of them use it up for half a second at most.
+func TestChangesLeaveABusyCPUItsSamples(t *testing.T) {
+	l := lab(t, netlab.Options{NoOffload: true, Rate: 50_000_000})
+	cfg := in(l.A)
+	cfg.Sockets = limitedTo(maxRate, maxRate)
+	cfg.Sockets.CPURate = 2
+	var clients []netip.AddrPort
+	r, a := during(t, cfg, func(*Capture) {
+		// More than the link's queue holds.
+		ctx := bounded(t)
+		var wait sync.WaitGroup
+		failed := make([]error, 8)
+		for i := range failed {
+			wait.Go(func() { _, failed[i] = l.Transfer(ctx, netlab.Transfer{Bytes: 1 << 20}) })
+		}
+		wait.Wait()
+		require.NoError(t, errors.Join(failed...))
+		var err error
+		clients, err = l.Exchange(bounded(t), netlab.Exchange{Requests: 2400, ResponseBytes: 8000}) // 3 s
+		require.NoError(t, err)
+		require.NoError(t, l.A.Quiet(bounded(t)))
+	})
+	r.identity(t, a)
+	whole(t, r, a)
+	var was vitals
+	changes, samples := 0, 0
+	for h := range event.All(r.raw) {
+		later := h.LocalAddr() == clients[0]
+		switch {
+		case h.Hook == event.HookCongStateSet && !later:
+			changes++
+		case later && (h.Hook == event.HookTransmit || h.Hook == event.HookTCPProbe):
+			if v := vitalsOf(h.Sample()); v == was {
+				samples++
+			} else {
+				was = v
+			}
+		}
+	}
+	t.Logf("%d changes, then %d samples", changes, samples)
+	require.Greater(t, changes, 32, "they use up less than 8 s of two CPUs")
+	require.Greater(t, samples, 2)
 }
 
 // A socket that was on a busy CPU is limited on one that has little to do, too, as long as that is lately.

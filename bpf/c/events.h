@@ -151,15 +151,17 @@ TRACE("tp_btf/tcp_cong_state_set", tcp_cong_state_set, TCB_HOOK_CONG_STATE_SET)
 	struct sock_state *st = NULL;
 	struct tcb_incident *r;
 	struct slot *s;
+	__u8 old;
 
 	if (!sk)
 		return 0;
 	r = incident(first, &s, TCB_HOOK_CONG_STATE_SET, TCB_DIR_NONE, sk, &st);
-	if (st)
-		look_again(first, sk, st); /* and see the new state */
+	old = BITS((struct inet_connection_sock *)sk, icsk_ca_state);
+	if (st && old != (__u8)ctx[1]) /* each accepted socket's is set, to what it was */
+		look_again(first, sk, st);
 	if (!r)
 		return 0;
-	r->old_state = BITS((struct inet_connection_sock *)sk, icsk_ca_state);
+	r->old_state = old;
 	r->ca_state = (__u8)ctx[1];
 	r->new_state = sk->__sk_common.skc_state;
 	return done(s, r);

@@ -290,12 +290,18 @@ static __always_inline int over_budget(struct slot *first)
 	return cfg_cpu_step && READ_ONCE(first->budget) > (bpf_jiffies64() << LIMIT_SHIFT) + most;
 }
 
-/* Counts a sample on a crowded CPU. */
+/*
+ * Counts a sample on a crowded CPU. Those that are taken whatever the budget, of
+ * new sockets and of changes, use up no more than the next half a second's.
+ */
 static __always_inline void spend(struct slot *first, __u64 now)
 {
 	__u64 due = READ_ONCE(first->budget);
 
-	WRITE_ONCE(first->budget, (due < now ? now : due) + cfg_cpu_step);
+	if (due < now)
+		due = now;
+	if (due - now < ((__u64)cfg_hz << LIMIT_SHIFT) / 2)
+		WRITE_ONCE(first->budget, due + cfg_cpu_step);
 }
 
 /* The next segment of the socket is looked at, whatever the CPU's budget. */
