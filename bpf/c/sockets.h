@@ -358,11 +358,11 @@ static __always_inline void look_again(struct slot *first, struct sock *sk, stru
 }
 
 /*
- * True if the socket is on a crowded CPU, or was lately, is beyond its rate, or
- * the CPU over its budget, and nothing of what tells of an incident changed since
- * its last sample: that is sampled at the next segment that is looked at, which
- * is the next one sent if tcp_cong_state_set tells of it, else the first that the
- * rate allows.
+ * True if the socket is on a crowded CPU, or was lately, is beyond its rate, and
+ * nothing of what tells of an incident changed since its last sample: that is
+ * sampled at the next segment that is looked at, which is the next one sent if
+ * tcp_cong_state_set tells of it, else the first that the rate allows. And if the
+ * CPU is over its budget, unless tcp_cong_state_set has told of a change.
  *
  * Lately, because the cost of a sample is not its instructions: a socket that
  * works on two CPUs has most of its cache lines on one of them, and a sample
@@ -386,7 +386,7 @@ static __always_inline int limited(struct slot *first, struct tcp_sock *tp, stru
 		crowd = st->crowded && now - st->crowded < lately;
 	spent = here && over_budget(first);
 	beyond = spent || beyond_rate(st, now);
-	if (crowd && beyond && st->digest == d) {
+	if (crowd && beyond && (st->digest == d || (spent && st->left != LOOK))) {
 		st->left = spent ? now + cfg_limit_step : st->due - cfg_limit_ahead;
 		if (st->left > st->crowded + lately)
 			st->left = st->crowded + lately;
